@@ -1,0 +1,136 @@
+"""What the corpora are, before anything is trained: size, share, duplicates, script and splits of each language."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from sprachbund.corpora.mixture import shares
+from sprachbund.corpora.splits import SplitDocuments, split_documents
+from sprachbund.languages import display_name, script_of, script_share
+from sprachbund.recipe import Recipe
+
+LEAST_SCRIPT_SHARE = 0.5
+MOST_DUPLICATES = 0.2
+SCRIPT_SAMPLE_CHARACTERS = 200_000
+ASSUMED_BYTES_PER_TOKEN = 4.0  # only where unimax needs a budget in bytes and no tokenizer is at hand
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One language's corpus.
+
+    `documents` counts what was read, `duplicates` how many of these equal an earlier one. `bytes` (UTF-8) and `tokens`
+    are of the training split. `share` is the mixture's before groups are known (balanced groups change it).
+    `script_share` is the share of the training text's letters that are in the script which the tag names.
+    """
+
+    tag: str
+    name: str
+    documents: int
+    bytes: int
+    tokens: int | None
+    bytes_per_token: float | None
+    share: float
+    duplicates: int
+    script_share: float
+    removed_lines: int
+    train_documents: int
+    dev_documents: int
+    test_documents: int
+
+    def warnings(self) -> list[str]:
+        """Return a sentence for each thing about this corpus that its user should look at."""
+        found = []
+        if self.script_share < LEAST_SCRIPT_SHARE:
+            found.append(
+                f"{self.tag}: only {self.script_share:.0%} of the letters are in the script {script_of(self.tag)}; "
+                "is it the right text?"
+            )
+        if self.duplicates > MOST_DUPLICATES * self.documents:
+            found.append(
+                f"{self.tag}: {self.duplicates / self.documents:.0%} of the documents are duplicates; remove them."
+            )
+        return found
+
+
+def audit(recipe: Recipe, *, tokenize: Callable[[list[str]], list[list[int]]] | None = None) -> list[AuditRow]:
+    """Read every corpus of `recipe` and return one row per language, in the recipe's order.
+
+    Why first: a wrong script, a copied file or an empty split is found in seconds here and in hours later. With
+    `tokenize` the training split is tokenised as well, to count tokens and bytes per token.
+
+    Raises:
+        InputError: a corpus cannot be read or leaves a split empty.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for tag, source in recipe.languages.items():
+        documents = split_documents(source, recipe.splits, seed=recipe.seed)
+        num_tokens = None if tokenize is None else sum(len(ids) for ids in tokenize(documents.train))
+        rows[tag] = _measured(tag, documents, num_tokens)
+    sizes = {tag: int(row["bytes"]) for tag, row in rows.items()}
+    all_tokens = sum(row["tokens"] or 0 for row in rows.values())
+    bytes_per_token = sum(sizes.values()) / all_tokens if all_tokens else ASSUMED_BYTES_PER_TOKEN
+    share = shares(sizes, recipe.mixture, budget_bytes=recipe.train.tokens * bytes_per_token)
+    return [AuditRow(share=share[tag], **row) for tag, row in rows.items()]
+
+
+def _measured(tag: str, documents: SplitDocuments, num_tokens: int | None) -> dict[str, Any]:
+    num_bytes = sum(len(document.encode("utf-8")) for document in documents.train)
+    return {
+        "tag": tag,
+        "name": display_name(tag),
+        "documents": documents.documents,
+        "bytes": num_bytes,
+        "tokens": num_tokens,
+        "bytes_per_token": num_bytes / num_tokens if num_tokens else None,
+        "duplicates": documents.duplicates,
+        "script_share": script_share(_sample(documents.train), script_of(tag)),
+        "removed_lines": documents.removed_lines,
+        "train_documents": len(documents.train),
+        "dev_documents": len(documents.dev),
+        "test_documents": len(documents.test),
+    }
+
+
+def _sample(documents: Sequence[str]) -> str:
+    """Return text from all over the corpus: the script of a megabyte is known from a part of it."""
+    num_characters = sum(map(len, documents))
+    step = max(1, num_characters // SCRIPT_SAMPLE_CHARACTERS)
+    return "\n".join(documents[::step])[: 2 * SCRIPT_SAMPLE_CHARACTERS]
+
+
+def render_audit(rows: Sequence[AuditRow]) -> Table:
+    """Return the rows as a table for a terminal; the warnings of `AuditRow.warnings` stand below it."""
+    notes = [escape(warning) for row in rows for warning in row.warnings()]
+    table = Table(title="Corpora", caption="\n".join(notes) or None, caption_justify="left", caption_style="yellow")
+    table.add_column("language")
+    table.add_column("name")
+    for title in ("documents", "MB", "tokens", "bytes/token", "share", "duplicates", "script", "removed lines"):
+        table.add_column(title, justify="right")
+    table.add_column("train/dev/test", justify="right")
+    for row in rows:
+        table.add_row(
+            row.tag,
+            escape(row.name),
+            f"{row.documents:,}",
+            f"{row.bytes / 1e6:.2f}",
+            "-" if row.tokens is None else f"{row.tokens:,}",
+            "-" if row.bytes_per_token is None else f"{row.bytes_per_token:.2f}",
+            f"{row.share:.1%}",
+            f"{row.duplicates:,}",
+            f"{row.script_share:.0%}",
+            f"{row.removed_lines:,}",
+            f"{row.train_documents:,}/{row.dev_documents:,}/{row.test_documents:,}",
+            style="yellow" if row.warnings() else None,
+        )
+    return table
+
+
+def as_json(rows: Sequence[AuditRow]) -> list[dict[str, Any]]:
+    """Return the rows as values that `json` writes, each with its warnings."""
+    return [{**asdict(row), "warnings": row.warnings()} for row in rows]

@@ -1,0 +1,19 @@
+"""What can go wrong in the hands of a user, said in one sentence."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SprachbundError(Exception):
+    """The work could not be done; the message is one sentence for the user (exit status 1)."""
+
+
+class InputError(SprachbundError):
+    """What the user gave is wrong: a file, a recipe, an argument (exit status 2)."""
+
+
+def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:
+    """Return ", did you mean 'x' or 'y'?" for the known names nearest to `name`, or "" where none is near."""
+    lowered = {candidate.lower(): candidate for candidate in known}
+    matches = [lowered[m] for m in get_close_matches(name.lower(), lowered, n=most, cutoff=0.6)]
+    return f", did you mean {' or '.join(repr(m) for m in matches)}?" if matches else ""

@@ -1,0 +1,70 @@
+"""Reading and writing the small text files of a run: one-sentence errors, and never half a file."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sprachbund.errors import InputError
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a UTF-8 file (a byte-order mark is dropped: spreadsheets add one).
+
+    Raises:
+        InputError: the file cannot be opened or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8 text; save the file as UTF-8.") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a readable file.") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, keys in the order of the file.
+
+    Raises:
+        InputError: no JSON, no object at the top, no entry, or a key that occurs twice (which Python's own reader
+            would hide by keeping the last).
+    """
+    repeated: list[str] = []
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        collected = dict(pairs)
+        if len(collected) < len(pairs):
+            keys = [key for key, _ in pairs]
+            repeated.extend(key for key in collected if keys.count(key) > 1)
+        return collected
+
+    try:
+        content = json.loads(read_text(path), object_pairs_hook=collect)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); correct the file.") from error
+    except (RecursionError, ValueError) as error:
+        # Python's reader gives up on brackets nested a thousand deep and on whole numbers of thousands of digits.
+        raise InputError(f"{path}: not readable as JSON ({error}); give an object keyed by language.") from error
+    if repeated:
+        raise InputError(f"{path}: {repeated[0]!r} occurs twice in one object; keep one of the two.")
+    if not isinstance(content, Mapping) or not content:
+        raise InputError(f"{path}: expected a JSON object with an entry for each language, found {describe(content)}.")
+    return dict(content)
+
+
+def describe(value: object) -> str:
+    """Name a JSON value for an error message, cut so that a large one does not flood the terminal."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old file or the whole new one, whenever the writer is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
