@@ -1,0 +1,160 @@
+"""How well a model predicts the text of one language.
+
+Two scores, each counting every position once:
+- over all positions: windows side by side, each starting cold, as after a fresh prompt. Here a label-free router pays
+  for not knowing the language yet, and a given group is a gift.
+- after burn-in: windows that overlap by the burn-in, counting the positions that have at least so many tokens of
+  context.
+
+Shapes: B windows, T tokens of a window, V vocabulary, G groups.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TestText:
+    """Tokens of whole documents, each followed by the separator, and the UTF-8 bytes of these documents."""
+
+    tokens: np.ndarray
+    num_bytes: int
+
+
+def test_text(
+    documents: Sequence[str],
+    tokenize: Callable[[list[str]], list[list[int]]],
+    *,
+    separator: int,
+    max_tokens: int | None,
+) -> TestText:
+    """Return the first whole documents that reach `max_tokens` tokens (all documents where None)."""
+    ids: list[int] = []
+    num_bytes = 0
+    for document in documents:
+        ids += [*tokenize([document])[0], separator]
+        num_bytes += len(document.encode())
+        if max_tokens is not None and len(ids) >= max_tokens:
+            break
+    return TestText(np.array(ids, dtype=np.int64), num_bytes)
+
+
+@dataclass
+class LanguageScores:
+    """Sums over one language's positions, under one model and routing: nats of negative log-likelihood and counts."""
+
+    nats: float = 0.0
+    positions: int = 0
+    nats_after_burn_in: float = 0.0
+    positions_after_burn_in: int = 0
+    right: float = 0.0  # positions routed to the language's own group, all positions
+    routed: list[float] = field(default_factory=list)  # share of positions per group
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-likelihood per token, over all positions."""
+        return math.exp(self.nats / self.positions)
+
+    @property
+    def perplexity_after_burn_in(self) -> float:
+        """The same over positions with enough context."""
+        return math.exp(self.nats_after_burn_in / self.positions_after_burn_in)
+
+    def bits_per_byte(self, bytes_per_token: float) -> float:
+        """Bits to encode one byte of text; comparable across tokenizers."""
+        return self.nats / math.log(2) / (self.positions * bytes_per_token)
+
+    def bits_per_byte_after_burn_in(self, bytes_per_token: float) -> float:
+        """The same over positions with enough context, at the text's bytes per token."""
+        return self.nats_after_burn_in / math.log(2) / (self.positions_after_burn_in * bytes_per_token)
+
+
+def windows(num_tokens: int, *, window: int, context: int) -> list[tuple[int, int]]:
+    """Return (start, length) of windows over `num_tokens` inputs that overlap by `context`; the last may be shorter."""
+    starts = range(0, max(num_tokens - context, 1), window - context)
+    return [(start, min(window, num_tokens - start)) for start in starts]
+
+
+def _batches(places: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield windows of equal length, at most `size` of them at a time."""
+    batch: list[tuple[int, int]] = []
+    for place in places:
+        if batch and (len(batch) == size or batch[0][1] != place[1]):
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def score_language(
+    model: Any,
+    text: TestText,
+    *,
+    window: int,
+    burn_in: int,
+    batch_tokens: int,
+    routing: str | None = None,
+    group: int | None = None,
+) -> LanguageScores:
+    """Score a model on a language's text; `routing` None is a dense model, `group` the language's true group.
+
+    Raises ValueError where the text is shorter than burn_in + 2 tokens.
+    """
+    if len(text.tokens) < burn_in + 2:
+        raise ValueError(f"{len(text.tokens)} tokens are too few for a burn-in of {burn_in}")
+    scores = LanguageScores()
+    inputs, targets = torch.from_numpy(text.tokens[:-1]), torch.from_numpy(text.tokens[1:])
+    size = max(batch_tokens // window, 1)
+    for context in (0, burn_in):
+        for batch in _batches(windows(len(inputs), window=window, context=context), size):
+            ids_BT = torch.stack([inputs[s : s + n] for s, n in batch]).to(model.device)
+            targets_BT = torch.stack([targets[s : s + n] for s, n in batch]).to(model.device)
+            outputs = _forward(model, ids_BT, routing=routing, group=group, count=context == 0)
+            logits_BTV = outputs.logits.float()
+            nats_BT = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none")
+            nats_BT = nats_BT.view(targets_BT.shape)[:, context:].double()
+            if context == 0:
+                scores.nats += float(nats_BT.sum())
+                scores.positions += nats_BT.numel()
+                if routing in ("prefix", "top_k") and group is not None:
+                    _count_routes(scores, _routes(outputs), group, model.config.num_groups)
+            else:
+                scores.nats_after_burn_in += float(nats_BT.sum())
+                scores.positions_after_burn_in += nats_BT.numel()
+    scores.routed = [count / scores.positions for count in scores.routed]
+    return scores
+
+
+def _forward(model: Any, ids_BT: Tensor, *, routing: str | None, group: int | None, count: bool) -> Any:
+    if routing is None:
+        return model(input_ids=ids_BT, use_cache=False)
+    given = None
+    if routing == "group" and group is not None:
+        given = torch.full((len(ids_BT),), group, device=ids_BT.device)
+    logits = count and routing == "top_k"
+    return model(input_ids=ids_BT, routing=routing, group_ids=given, output_router_logits=logits, use_cache=False)
+
+
+def _routes(outputs: Any) -> list[Tensor]:
+    """Return the groups that positions went to, (B, T): one tensor, or the first choice of each layer under top_k."""
+    if outputs.group_ids is not None:
+        return [outputs.group_ids]
+    return [logits.argmax(-1) for logits in outputs.router_logits]
+
+
+def _count_routes(scores: LanguageScores, routes: list[Tensor], group: int, num_groups: int) -> None:
+    if not scores.routed:
+        scores.routed = [0.0] * num_groups
+    for route_BT in routes:
+        counts = torch.bincount(route_BT.flatten(), minlength=num_groups).tolist()
+        scores.routed = [old + new / len(routes) for old, new in zip(scores.routed, counts, strict=True)]
+        scores.right += counts[group] / len(routes)

@@ -1,0 +1,131 @@
+"""The dense base: loaded from the Hub or a folder, or made small and fresh; and its tokenizer."""
+
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from sprachbund.errors import InputError
+from sprachbund.modeling.ffn import family_of
+from sprachbund.recipe import Base, Scratch
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def device() -> torch.device:
+    """Return the accelerator where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def quiet() -> None:
+    """Leave progress and warnings to us: transformers speaks only of errors."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
+    """Return a byte-level BPE tokenizer (no text is unknown to it) trained on `texts`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
+
+
+def scratch_model(scratch: Scratch, *, vocab_size: int, block_size: int, eos_token_id: int, seed: int) -> Any:
+    """Return a freshly initialised small decoder of the family, with tied embeddings."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(
+        scratch.family,
+        vocab_size=vocab_size,
+        hidden_size=scratch.hidden_size,
+        intermediate_size=scratch.ffn_size,
+        num_hidden_layers=scratch.num_layers,
+        num_attention_heads=scratch.num_heads,
+        num_key_value_heads=scratch.num_heads,
+        head_dim=scratch.hidden_size // scratch.num_heads,
+        max_position_embeddings=max(2048, 2 * block_size),
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=eos_token_id,
+        pad_token_id=eos_token_id,
+    )
+    return AutoModelForCausalLM.from_config(config)
+
+
+def load_model(path: str | Path, *, revision: str = "main", trust_remote_code: bool = False, dtype: str) -> Any:
+    """Return a causal model from safetensors; raises InputError in one sentence for what cannot be loaded."""
+    quiet()
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            str(path),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unreadable("model", path, error) from error
+
+
+def load_tokenizer(path: str | Path, *, revision: str = "main", trust_remote_code: bool = False) -> Any:
+    """Return a tokenizer with an end-of-text token; raises InputError for what cannot be loaded."""
+    quiet()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unreadable("tokenizer", path, error) from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"the tokenizer of {path} has no end-of-text token, which separates documents; set eos_token")
+    return tokenizer
+
+
+def check_base(base: Base) -> None:
+    """Check that a base can be used, by its configuration alone, before anything is read or trained.
+
+    Raises InputError for a base that is not there, of an unsupported family, or quantised.
+    """
+    if base.path is None:
+        return
+    quiet()
+    try:
+        config = AutoConfig.from_pretrained(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _unreadable("model", base.path, error) from error
+    family_of(config.model_type)
+    if getattr(config, "quantization_config", None):
+        raise InputError(f"the base {base.path} is quantised, which cannot be trained; give the unquantised checkpoint")
+
+
+def _unreadable(what: str, path: str | Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())
+    return InputError(
+        f"base: the {what} of {str(path)!r} cannot be loaded ({reason[:240]}); give a Hub id that you have access to, "
+        "a folder with config.json, safetensors and a tokenizer, or base: {scratch: {...}}"
+    )
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Return a digest of everything that decides how a fast tokenizer splits text."""
+    return blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=16).hexdigest()
+
+
+def tokenize_with(tokenizer: Any) -> Any:
+    """Return a function from texts to token ids, without special tokens."""
+
+    def tokenize(texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    return tokenize

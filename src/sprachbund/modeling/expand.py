@@ -1,0 +1,126 @@
+"""Dense to mixture: each chosen FFN becomes experts, and at step 0 the model computes what the dense one did."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sprachbund.errors import InputError
+from sprachbund.modeling.ffn import Family, family_of
+from sprachbund.modeling.model import causal_lm_class, config_class
+
+
+def _check(num_layers: int, moe_layers: Sequence[int], groups: Mapping[str, int], num_experts_per_tok: int) -> int:
+    """Return the number of groups; raises InputError for layers or groups that cannot be."""
+    if not moe_layers:
+        raise InputError("no layer is chosen to become a mixture of experts; choose at least one")
+    for layer in moe_layers:
+        if not 0 <= layer < num_layers:
+            raise InputError(f"layer {layer} does not exist; the base has layers 0 to {num_layers - 1}")
+    if len(set(moe_layers)) != len(moe_layers):
+        raise InputError(f"a layer is chosen twice: {list(moe_layers)}")
+    num_groups = len(set(groups.values()))
+    if not groups or set(groups.values()) != set(range(num_groups)):
+        raise InputError(f"groups must be numbered 0, 1, ... without gaps; found {sorted(set(groups.values()))}")
+    if num_experts_per_tok > num_groups:
+        raise InputError(f"num_experts_per_tok = {num_experts_per_tok} is more than the {num_groups} groups")
+    return num_groups
+
+
+def _dmoe_config(dense: Any, **fields: Any) -> Any:
+    """Return the Dmoe configuration with everything that the dense one holds."""
+    values = dense.to_dict()
+    for key in ("model_type", "architectures", "transformers_version"):
+        values.pop(key, None)
+    return config_class(dense.model_type)(**values, **fields)
+
+
+@torch.no_grad()
+def _fill_experts(moe: Any, dense_ffn: nn.Module, family: Family, *, kind: str, generator: torch.Generator) -> None:
+    """Copy the dense FFN into every expert; a shared-kind expert ends in zeros and adds nothing at first."""
+    gate_FD: Tensor = getattr(dense_ffn, family.gate).weight
+    up_FD: Tensor = getattr(dense_ffn, family.up).weight
+    down_DF: Tensor = getattr(dense_ffn, family.down).weight
+    experts = moe.experts
+    width = experts.down_proj.shape[-1]
+    if kind == "copy":
+        experts.gate_up_proj.copy_(torch.cat([gate_FD, up_FD]).expand_as(experts.gate_up_proj))
+        experts.down_proj.copy_(down_DF.expand_as(experts.down_proj))
+        return
+    num_dense = gate_FD.shape[0]
+    for g in range(experts.num_experts):
+        units = torch.arange(width)
+        if width != num_dense:  # narrower or wider: units of the dense FFN drawn at random, each group its own
+            units = torch.randint(num_dense, (width,), generator=generator)
+        experts.gate_up_proj[g].copy_(torch.cat([gate_FD[units], up_FD[units]]))
+    experts.down_proj.zero_()
+
+
+def expand(
+    model: Any,
+    *,
+    moe_layers: Sequence[int],
+    groups: Mapping[str, int],
+    kind: Literal["shared", "copy"] = "shared",
+    width: int | None = None,
+    num_experts_per_tok: int = 2,
+    router_gradient: Literal["detach", "through"] = "detach",
+    router_init: Literal["zero", "normal"] = "normal",
+    log_prob: Tensor | None = None,
+    seed: int = 0,
+) -> Any:
+    """Return the mixture twin of a loaded dense model: the same function at step 0, whatever the routing.
+
+    `groups` is {language tag: group}, in the order of the languages of `log_prob`, (V, L), the gate's table
+    (`count_log_prob`; uniform when None). Kind `copy`: G copies of each chosen FFN replace it (sparse upcycling, DMoE
+    section 3.3). Kind `shared`: the FFN stays and each group adds an expert of `width` units (default: the FFN's)
+    that starts from the FFN's first projections and a zero last one. Raises InputError for an unsupported family,
+    layers that do not exist and groups with gaps. The dense model is left as it was.
+    """
+    family = family_of(model.config.model_type)
+    num_groups = _check(model.config.num_hidden_layers, moe_layers, groups, num_experts_per_tok)
+    if getattr(model.config, "mlp_bias", False):
+        raise InputError("the base has biases in its FFN (mlp_bias = true), which experts do not support yet")
+    config = _dmoe_config(
+        model.config,
+        moe_layers=sorted(moe_layers),
+        num_groups=num_groups,
+        num_experts_per_tok=num_experts_per_tok,
+        groups=dict(groups),
+        languages=list(groups),
+        expert_kind=kind,
+        expert_width=width if kind == "shared" and width else model.config.intermediate_size,
+        router_gradient=router_gradient,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    twin = causal_lm_class(family.model_type)(config).to(model.dtype)
+    dense_state = model.state_dict()
+    missing = twin.load_state_dict(_renamed(dense_state, config, family), strict=False)
+    if missing.unexpected_keys:
+        raise InputError(f"the base holds tensors that its family does not: {', '.join(missing.unexpected_keys[:3])}")
+    for index in config.moe_layers:
+        moe = getattr(twin.model.layers[index], family.ffn)
+        _fill_experts(moe, getattr(model.model.layers[index], family.ffn), family, kind=kind, generator=generator)
+        with torch.no_grad():
+            if router_init == "zero":
+                moe.gate.weight.zero_()
+            else:
+                moe.gate.weight.copy_(torch.randn(moe.gate.weight.shape, generator=generator) * 0.02)
+    if log_prob is not None:
+        twin.model.language_gate.log_prob.copy_(log_prob)
+    twin.generation_config = model.generation_config
+    return twin.train(model.training).to(model.device)
+
+
+def _renamed(state: Mapping[str, Tensor], config: Any, family: Family) -> dict[str, Tensor]:
+    """Return the dense tensors under their names in the twin: a chosen FFN is the shared expert, or left out."""
+    prefixes = {f"model.layers.{i}.{family.ffn}.": f"model.layers.{i}.{family.ffn}." for i in config.moe_layers}
+    renamed = {}
+    for name, tensor in state.items():
+        prefix = next((p for p in prefixes if name.startswith(p)), None)
+        if prefix is None:
+            renamed[name] = tensor
+        elif config.expert_kind == "shared":
+            renamed[f"{prefix}shared_expert.{name.removeprefix(prefix)}"] = tensor
+    return renamed

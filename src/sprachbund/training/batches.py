@@ -1,0 +1,56 @@
+"""The training sequences in their order: fixed by seed before training starts, the same for every model of a run.
+
+Shapes: S steps, B sequences of a step, L languages, T tokens of a block.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sprachbund.corpora.packing import Packed, block_sequence
+
+
+class TrainingBlocks(Dataset[dict[str, Tensor]]):
+    """Item i is the i-th training sequence: `input_ids` (T,) and its `language`, an index into `tags`.
+
+    The rows of `schedule_SB` give the languages of each step, sorted by group. A step of several micro-batches deals
+    its row out like cards, so that every micro-batch holds every group in the same proportion, still sorted.
+    """
+
+    def __init__(
+        self,
+        corpora: Sequence[Packed],
+        tags: Sequence[str],
+        schedule_SB: np.ndarray,
+        *,
+        block_size: int,
+        micro_batch_size: int,
+        seed: int,
+    ) -> None:
+        self.corpora = list(corpora)
+        self.tags = list(tags)
+        self.block_size = block_size
+        num_micro = schedule_SB.shape[1] // micro_batch_size
+        dealt = schedule_SB.reshape(len(schedule_SB), micro_batch_size, num_micro).swapaxes(1, 2)
+        self.languages = dealt.reshape(-1)
+        self.blocks = np.zeros(len(self.languages), dtype=np.int64)
+        for language, (tag, corpus) in enumerate(zip(self.tags, self.corpora, strict=True)):
+            places = np.flatnonzero(self.languages == language)
+            self.blocks[places] = block_sequence(corpus.num_blocks(block_size), len(places), seed=seed, tag=tag)
+
+    def __len__(self) -> int:
+        return len(self.languages)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        language = int(self.languages[index])
+        block = self.corpora[language].block(int(self.blocks[index]), self.block_size)
+        return {"input_ids": torch.from_numpy(block), "language": torch.tensor(language)}
+
+
+def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Any]:
+    """Return {"input_ids": (B, T), "language": (B,)}."""
+    return {key: torch.stack([item[key] for item in items]) for key in items[0]}

@@ -1,0 +1,113 @@
+"""What a training run does at each step: the stages, and the learning rate over them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from sprachbund.recipe import Recipe, Routing, Scratch, Train
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage: it ends before step `end`; `routing` is None for a dense model."""
+
+    end: int
+    routing: Routing | None
+    router_loss: float = 0.0
+    balance_loss: float = 0.0
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Everything about a training run but its model and data. Sizes are in sequences of one block."""
+
+    num_steps: int
+    batch_size: int
+    micro_batch_size: int
+    learning_rate: float
+    stages: tuple[StagePlan, ...]
+    router_learning_rate: float | None = None
+    cosine_per_stage: bool = False
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    beta2: float = 0.95
+    max_grad_norm: float = 1.0
+    gradient_checkpointing: bool = False
+    checkpoints: int = 4
+    log_every: int | None = None
+    trackers: tuple[str, ...] = ()
+    seed: int = 0
+
+    def stage_at(self, step: int) -> StagePlan:
+        """Return the stage of a step, counted from 0."""
+        return next((stage for stage in self.stages if step < stage.end), self.stages[-1])
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step as a share of `learning_rate`.
+
+        Linear warm-up, then cosine to zero over the whole run, or over each stage.
+        """
+        start, end = 0, self.num_steps
+        stage = self.stage_at(step)
+        peak = stage.learning_rate or self.learning_rate
+        if self.cosine_per_stage:
+            position = self.stages.index(stage)
+            start = self.stages[position - 1].end if position else 0
+            end = stage.end
+        length = max(end - start, 1)
+        warm = max(round(self.warmup * length), 1)
+        done = step - start
+        shape = (
+            (done + 1) / warm if done < warm else 0.5 * (1 + math.cos(math.pi * (done - warm) / max(length - warm, 1)))
+        )
+        return shape * peak / self.learning_rate
+
+    def dense(self) -> TrainingPlan:
+        """Return the plan of the dense control: the same steps and rates, no routing."""
+        stages = tuple(replace(s, routing=None, router_loss=0.0, balance_loss=0.0) for s in self.stages)
+        return replace(self, stages=stages, router_learning_rate=None)
+
+
+def plan_training(recipe: Recipe) -> TrainingPlan:
+    """Return the plan of the mixture's training."""
+    train: Train = recipe.train
+    stages = tuple(
+        StagePlan(end, s.routing, s.router_loss, s.balance_loss, s.learning_rate)
+        for s, end in zip(train.stages, train.stage_ends(), strict=True)
+    )
+    return TrainingPlan(
+        num_steps=train.num_steps,
+        batch_size=train.batch_size,
+        micro_batch_size=(train.micro_batch_tokens or train.tokens_per_step) // train.block_size,
+        learning_rate=train.learning_rate,
+        stages=stages,
+        router_learning_rate=recipe.experts.router_rate_factor * train.learning_rate,
+        cosine_per_stage=train.cosine == "stage",
+        warmup=train.warmup,
+        weight_decay=train.weight_decay,
+        beta2=train.beta2,
+        max_grad_norm=train.max_grad_norm,
+        gradient_checkpointing=train.gradient_checkpointing,
+        checkpoints=train.checkpoints,
+        log_every=train.log_every,
+        trackers=tuple(train.trackers),
+        seed=recipe.seed,
+    )
+
+
+def plan_base(scratch: Scratch, recipe: Recipe) -> TrainingPlan:
+    """Return the plan for training a base from scratch."""
+    batch = max(scratch.tokens_per_step // recipe.train.block_size, 1)
+    num_steps = max(scratch.tokens // (batch * recipe.train.block_size), 1)
+    return TrainingPlan(
+        num_steps=num_steps,
+        batch_size=batch,
+        micro_batch_size=batch,
+        learning_rate=scratch.learning_rate,
+        stages=(StagePlan(num_steps, None),),
+        beta2=recipe.train.beta2,
+        checkpoints=recipe.train.checkpoints,
+        seed=recipe.seed,
+    )

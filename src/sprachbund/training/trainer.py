@@ -1,0 +1,272 @@
+"""The Hugging Face Trainer with our batches, losses and stages."""
+
+import logging
+import math
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from sprachbund.errors import SprachbundError
+from sprachbund.memory import peak_memory_mb
+from sprachbund.modeling.model import is_dmoe
+from sprachbund.progress import Advance, track
+from sprachbund.training.batches import TrainingBlocks, collate
+from sprachbund.training.objectives import balance_loss, router_cross_entropy
+from sprachbund.training.stages import TrainingPlan
+
+Log = Callable[..., None]
+COMPLETE = "complete"  # written last into a checkpoint: a torn one has none
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Seconds of this call (not of earlier, interrupted ones), and tokens per second over it."""
+
+    seconds: float
+    tokens_per_second: float
+
+
+class GroupTrainer(Trainer):  # type: ignore[misc]
+    """Trains a dense model or a mixture by a TrainingPlan; `group_of_language`, (L,), is used by mixtures only."""
+
+    def __init__(self, plan: TrainingPlan, group_of_language: Tensor, log: Log, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.plan = plan
+        self.group_of_language = group_of_language
+        self.write_event = log
+        self.model_accepts_loss_kwargs = False  # micro-batches are equal: the mean of their means is the mean
+        self.sums: dict[str, float] = defaultdict(float)
+        self.num_sums = 0
+        num_groups = self.model.config.num_groups if is_dmoe(self.model) else 1
+        self.tokens_LG = torch.zeros(len(group_of_language), num_groups, dtype=torch.float64)
+
+    def _get_train_sampler(self, *_: Any) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)  # the order is the data set's own
+
+    def create_optimizer(self, *_: Any) -> torch.optim.Optimizer:
+        """AdamW; routers have their own learning rate, vectors (norms, biases) no weight decay."""
+        plan, groups = self.plan, defaultdict(list)
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                rate = plan.learning_rate
+                if plan.router_learning_rate is not None and name.endswith(".gate.weight"):
+                    rate = plan.router_learning_rate
+                groups[(rate, plan.weight_decay if parameter.dim() > 1 else 0.0)].append(parameter)
+        parameters = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+        self.optimizer = torch.optim.AdamW(parameters, betas=(0.9, plan.beta2), fused=True)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The plan's rate, for every parameter group."""
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.plan.rate)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Language-model loss plus the stage's router losses; a loss that is not finite stops the run."""
+        stage = self.plan.stage_at(self.state.global_step)
+        input_ids, languages = inputs["input_ids"], inputs["language"]
+        parts: dict[str, Tensor] = {}
+        if stage.routing is None:
+            outputs = model(input_ids=input_ids, labels=input_ids, use_cache=False)
+            loss = parts["language_model_loss"] = outputs.loss
+        else:
+            group_ids = self.group_of_language.to(languages.device)[languages]
+            outputs = model(
+                input_ids=input_ids,
+                labels=input_ids,
+                use_cache=False,
+                group_ids=group_ids if stage.routing == "group" else None,
+                routing=stage.routing,
+                output_router_logits=stage.routing == "top_k" or stage.router_loss > 0 or stage.balance_loss > 0,
+            )
+            loss = parts["language_model_loss"] = outputs.loss
+            if stage.router_loss:
+                parts["router_loss"] = router_cross_entropy(outputs.router_logits, group_ids)
+                loss = loss + stage.router_loss * parts["router_loss"]
+            if stage.balance_loss:
+                top_k = self.model.config.num_experts_per_tok
+                parts["balance_loss"] = balance_loss(outputs.router_logits, top_k=top_k)
+                loss = loss + stage.balance_loss * parts["balance_loss"]
+            self._count_tokens(outputs, languages)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise SprachbundError(
+                f"the loss became {value} at step {self.state.global_step + 1}; the model was not updated with it. "
+                f"Lower train.learning_rate (now {self.plan.learning_rate:g}) and run the same command again"
+            )
+        self.sums["loss"] += value
+        for name, part in parts.items():
+            self.sums[name] += float(part.detach())
+        self.num_sums += 1
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _count_tokens(self, outputs: Any, languages: Tensor) -> None:
+        """Add up which language's tokens went to which expert; under top_k the mean over layers and chosen experts."""
+        num_languages, num_groups = self.tokens_LG.shape
+        if outputs.group_ids is not None:
+            chosen, weight = [outputs.group_ids.unsqueeze(-1)], 1.0
+        else:
+            top_k = self.model.config.num_experts_per_tok
+            chosen = [logits.topk(top_k, dim=-1).indices for logits in outputs.router_logits]
+            weight = 1.0 / (len(chosen) * top_k)
+        for experts_BTK in chosen:
+            cells = (languages.view(-1, 1, 1) * num_groups + experts_BTK).flatten()
+            counts = torch.bincount(cells, minlength=num_languages * num_groups)
+            self.tokens_LG += counts.view(num_languages, num_groups).double().cpu() * weight
+
+    def take_means(self) -> dict[str, float]:
+        """Return the mean of every loss part since the last call."""
+        means = {name: value / max(self.num_sums, 1) for name, value in self.sums.items()}
+        self.sums.clear()
+        self.num_sums = 0
+        return means
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Write each loss part to events.jsonl, and through the Trainer to its trackers."""
+        if "loss" in logs:
+            means = self.take_means()
+            stage = self.plan.stage_at(self.state.global_step - 1)
+            speed = self.callback.tokens_per_second()
+            event = {
+                "step": self.state.global_step,
+                "num_steps": self.plan.num_steps,
+                **means,
+                "learning_rate": logs.get("learning_rate"),
+                "grad_norm": float(logs["grad_norm"]) if "grad_norm" in logs else None,
+                "tokens_per_second": round(speed, 1),
+                "memory_mb": round(peak_memory_mb(), 1),
+            }
+            self.write_event("step", **event, **({"routing": stage.routing} if stage.routing else {}))
+            if is_dmoe(self.model):
+                self._write_tokens()
+            logs = {**logs, **means, "tokens_per_second": speed}
+        super().log(logs, *args, **kwargs)
+
+    def _write_tokens(self) -> None:
+        tags = self.train_dataset.tags
+        tokens = {tag: [round(n) for n in row] for tag, row in zip(tags, self.tokens_LG.tolist(), strict=True)}
+        dead = [g for g, total in enumerate(self.tokens_LG.sum(0).tolist()) if not total]
+        self.write_event("tokens", step=self.state.global_step, tokens=tokens, dead_experts=dead)
+
+
+class _Callback(TrainerCallback):  # type: ignore[misc]
+    """Moves the progress display, measures speed, and marks checkpoints as complete."""
+
+    def __init__(self, advance: Advance, tokens_per_step: int) -> None:
+        self.advance = advance
+        self.tokens_per_step = tokens_per_step
+        self.begun = self.last = time.monotonic()
+        self.steps = self.steps_since = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begun = self.last = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.steps += 1
+        self.steps_since += 1
+        self.advance(1, f"{self.steps * self.tokens_per_step / (time.monotonic() - self.begun):,.0f} tokens/s")
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+    def tokens_per_second(self) -> float:
+        """Return the speed since the last call."""
+        now = time.monotonic()
+        speed = self.steps_since * self.tokens_per_step / max(now - self.last, 1e-9)
+        self.last, self.steps_since = now, 0
+        return speed
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint below a folder; torn ones are removed."""
+    best: tuple[int, Path] | None = None
+    for path in folder.glob("checkpoint-*"):
+        if not (path / COMPLETE).exists():
+            shutil.rmtree(path)
+            continue
+        step = int(path.name.rsplit("-", 1)[1])
+        best = max(best or (step, path), (step, path))
+    return best[1] if best else None
+
+
+def _recompute_activations(model: Any) -> None:
+    """Switch gradient checkpointing on, non-reentrant: the reentrant kind loses the router's gradient."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def train(
+    model: Any,
+    blocks: TrainingBlocks,
+    plan: TrainingPlan,
+    *,
+    groups: Sequence[int],
+    folder: Path,
+    log: Log,
+    description: str,
+) -> TrainingResult:
+    """Train a model in place by a plan; resumes from the last complete checkpoint in `folder`.
+
+    `groups`, (L,), is the group of each language of `blocks`; `log(event, **values)` receives what is to be recorded.
+    Raises SprachbundError when the loss is not finite (before the update).
+    """
+    resume = last_checkpoint(folder)
+    done = int(resume.name.rsplit("-", 1)[1]) if resume else 0
+    save = plan.checkpoints > 0 and plan.num_steps > 1
+    log_every = plan.log_every or max(plan.num_steps // 100, 1)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=plan.num_steps,
+        per_device_train_batch_size=plan.micro_batch_size,
+        gradient_accumulation_steps=plan.batch_size // plan.micro_batch_size,
+        learning_rate=plan.learning_rate,
+        max_grad_norm=plan.max_grad_norm,
+        save_strategy="steps" if save else "no",
+        save_steps=max(math.ceil(plan.num_steps / (plan.checkpoints + 1)), 1),
+        save_total_limit=2,  # while one is written, the other is whole
+        logging_steps=log_every,
+        logging_nan_inf_filter=False,
+        report_to=list(plan.trackers) or "none",
+        run_name=description,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        seed=plan.seed,
+    )
+    if plan.gradient_checkpointing:
+        _recompute_activations(model)
+    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    tokens_per_step = plan.batch_size * blocks.block_size
+    with track(description, plan.num_steps, start=done) as advance:
+        callback = _Callback(advance, tokens_per_step)
+        trainer = GroupTrainer(
+            plan,
+            torch.tensor(list(groups)),
+            log,
+            model=model,
+            args=arguments,
+            train_dataset=blocks,
+            data_collator=collate,
+            callbacks=[callback],
+        )
+        trainer.callback = callback
+        trainer.remove_callback(PrinterCallback)
+        model.train()
+        begun = time.monotonic()
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        seconds = time.monotonic() - begun
+    model.eval()
+    return TrainingResult(seconds, callback.steps * tokens_per_step / max(seconds, 1e-9))
