@@ -1,0 +1,308 @@
+"""Read what a finished run left in its directory, before any of it is shown.
+
+Only `metrics.json` is required; every other file is optional, because a run may have been given its groups
+or have trained no dense control. What is there but malformed is a named error, never a half-empty page.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sprachbund.errors import InputError
+
+Scores = dict[str, float | None]
+
+
+class LanguageMetrics(BaseModel):
+    """The scores of one language; a way that was not measured is absent or null."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    group: int
+    bytes: int = 0
+    tokens: int = 0
+    perplexity: Scores = {}
+    perplexity_after_burn_in: Scores = {}
+    bits_per_byte: Scores = {}
+    bits_per_byte_after_burn_in: Scores = {}
+    router_accuracy: Scores = {}
+    router_share: dict[str, list[float]] = {}
+
+
+class AverageMetrics(BaseModel):
+    """The same scores over all languages; perplexity is a geometric mean."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    perplexity: Scores = {}
+    perplexity_after_burn_in: Scores = {}
+    bits_per_byte: Scores = {}
+    bits_per_byte_after_burn_in: Scores = {}
+    router_accuracy: Scores = {}
+
+
+class Change(BaseModel):
+    """Perplexity of one routing against the dense control, as a fraction: -0.17 is 17 % lower."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    average: float
+    average_all_positions: float | None = None
+    worst: tuple[str, float] | None = None
+
+
+class Metrics(BaseModel):
+    """`metrics.json`, schema 1; what the page does not show is ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    schema_version: int
+    package: str = ""
+    name: str
+    seed: int = 0
+    preset: str | None = None
+    tokens: dict[str, int | None] = {}
+    parameters: dict[str, int | None] = {}
+    seconds: dict[str, float | None] = {}
+    tokens_per_second: dict[str, float | None] = {}
+    peak_memory_mb: float | None = None
+    burn_in: int
+    window: int | None = None
+    languages: dict[str, LanguageMetrics]
+    average: AverageMetrics
+    change_vs_dense: dict[str, Change] = {}
+    groups: list[list[str]] = []
+    moe_layers: list[int] = []
+    num_layers: int = 0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """How far one layer moved in the probe, and whether it got experts."""
+
+    index: int
+    ffn_norm: float
+    attention_norm: float
+    normalised: float
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """One logged training step; a loss that was not logged is NaN."""
+
+    step: int
+    language_model_loss: float
+    router_loss: float
+    routing: str
+
+
+@dataclass
+class Events:
+    """What `events.jsonl` says about training: steps per stage, and tokens per language and expert."""
+
+    steps: dict[str, list[Step]] = field(default_factory=dict)
+    tokens: dict[str, list[int]] = field(default_factory=dict)
+    num_unreadable: int = 0
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """A square table of similarities, its rows and columns named by `tags`."""
+
+    tags: list[str]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """All that the page is made of; None where the run wrote no such file."""
+
+    metrics: Metrics
+    recipe: str | None
+    groups: dict[str, int]
+    similarity: Similarity | None
+    layers: list[Layer] | None
+    events: Events | None
+
+
+def read_run(folder: Path) -> RunResult:
+    """Read a run directory.
+
+    Raises:
+        InputError: `folder` is no finished run, or one of its files is malformed.
+    """
+    if not (folder / "metrics.json").is_file():
+        raise InputError(
+            f"{folder}: there is no metrics.json, and a report needs a run that was evaluated; "
+            "finish it first with `sprachbund run`."
+        )
+    metrics = _read_metrics(folder / "metrics.json")
+    groups = {tag: language.group for tag, language in metrics.languages.items()}
+    if (folder / "groups.json").is_file():
+        groups = {**_read_groups(folder / "groups.json"), **groups}
+    recipe, similarity, layers, events = (
+        folder / name for name in ("recipe.yaml", "similarity.csv", "layers.csv", "events.jsonl")
+    )
+    return RunResult(
+        metrics=metrics,
+        recipe=_read_text(recipe) if recipe.is_file() else None,
+        groups=groups,
+        similarity=_read_similarity(similarity, groups) if similarity.is_file() else None,
+        layers=_read_layers(layers) if layers.is_file() else None,
+        events=_read_events(events) if events.is_file() else None,
+    )
+
+
+def clean(text: str) -> str:
+    """Return `text` without the characters that no HTML or XML page may hold (JSON may: control, lone surrogate)."""
+    kept = (character if _is_printable(ord(character)) else "\ufffd" for character in text)
+    return "".join(kept)
+
+
+def _is_printable(code: int) -> bool:
+    """Say whether XML 1.0 section 2.2 allows the character."""
+    return code in (0x9, 0xA, 0xD) or 0x20 <= code <= 0xD7FF or 0xE000 <= code <= 0xFFFD or code >= 0x10000
+
+
+def _clean_all(value: Any) -> Any:
+    """Apply `clean` to every string of a JSON value, keys too."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, list):
+        return [_clean_all(item) for item in value]
+    if isinstance(value, dict):
+        return {clean(key): _clean_all(item) for key, item in value.items()}
+    return value
+
+
+def _read_text(path: Path) -> str:
+    """Read a text file that is only shown: a wrong byte must not cost the report."""
+    return clean(path.read_text(encoding="utf-8", errors="replace"))
+
+
+def _read_json(path: Path) -> Any:
+    """Read a JSON file that the page cannot do without."""
+    try:
+        return _clean_all(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise InputError(f"{path}: this is not JSON ({error}); run the stage that writes it again.") from error
+
+
+def _read_metrics(path: Path) -> Metrics:
+    """Read and check `metrics.json`."""
+    found = _read_json(path)
+    schema = found.get("schema") if isinstance(found, dict) else None
+    if schema != 1:
+        raise InputError(
+            f"{path}: found schema {schema!r}, and this version reads schema 1; "
+            "evaluate the run again with this version of sprachbund."
+        )
+    try:
+        # Pydantic's models have a method called `schema`, so the field goes by another name.
+        return Metrics.model_validate({**found, "schema_version": schema})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path}: at {where}: {first['msg'].lower()}; evaluate the run again.") from error
+
+
+def _read_groups(path: Path) -> dict[str, int]:
+    """Read `groups.json`: the group of each language tag."""
+    found = _read_json(path)
+    if not isinstance(found, dict) or not all(type(group) is int for group in found.values()):
+        raise InputError(f'{path}: expected one group number per language tag, as in {{"swh_Latn": 0}}.')
+    return found
+
+
+def _read_similarity(path: Path, groups: dict[str, int]) -> Similarity:
+    """Read `similarity.csv`, which names its columns and its rows alike."""
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        rows = [row for row in csv.reader(file) if row]
+    tags = [clean(tag) for tag in rows[0][1:]] if rows else []
+    if [clean(row[0]) for row in rows[1:]] != tags:
+        raise InputError(f"{path}: its rows and columns must name the same languages in the same order.")
+    unknown = [tag for tag in tags if tag not in groups]
+    if unknown:
+        raise InputError(f"{path}: {unknown[0]!r} is in no group of this run; run the similarity stage again.")
+    try:
+        rows_LL = [[float(cell) for cell in row[1:]] for row in rows[1:]]
+    except ValueError as error:
+        raise InputError(f"{path}: every cell must be a number ({error}).") from error
+    for tag, row_L in zip(tags, rows_LL, strict=True):
+        if len(row_L) != len(tags):
+            raise InputError(f"{path}: the row of {tag!r} holds {len(row_L)} values for {len(tags)} languages.")
+    return Similarity(tags, np.array(rows_LL, dtype=np.float64).reshape(len(tags), len(tags)))
+
+
+def _read_layers(path: Path) -> list[Layer]:
+    """Read `layers.csv`."""
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        reader = csv.DictReader(file)
+        try:
+            return [
+                Layer(
+                    index=int(row["layer"]),
+                    ffn_norm=float(row["ffn_norm"]),
+                    attention_norm=float(row["attention_norm"] or "nan"),
+                    normalised=float(row["normalised"] or "nan"),
+                    chosen=row["chosen"].strip() == "1",
+                )
+                for row in reader
+            ]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{path}:{reader.line_num}: a row must hold layer, ffn_norm, attention_norm, normalised and "
+                f"chosen ({type(error).__name__}: {error})."
+            ) from error
+
+
+def _read_events(path: Path) -> Events:
+    """Read the event log; a torn line (the run was killed while writing) is left out."""
+    events = Events()
+    for event in _event_lines(path, events):
+        if event.get("event") == "step" and isinstance(event.get("step"), int):
+            steps = events.steps.setdefault(str(event.get("stage")), [])
+            # A resumed stage logs again the steps after its last checkpoint: the later line is what happened.
+            while steps and steps[-1].step >= event["step"]:
+                steps.pop()
+            loss = event.get("language_model_loss", event.get("loss"))
+            steps.append(
+                Step(event["step"], _number(loss), _number(event.get("router_loss")), str(event.get("routing") or ""))
+            )
+        elif event.get("event") == "tokens" and event.get("stage") == "train":
+            events.tokens = {
+                tag: [n if isinstance(n, int) else 0 for n in counts] for tag, counts in event["tokens"].items()
+            }
+    return events
+
+
+def _event_lines(path: Path, events: Events) -> Iterator[dict[str, Any]]:
+    """Yield the events of a log one by one, as it can be long."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if not line.strip():
+                continue
+            try:
+                event = _clean_all(json.loads(line))
+            except ValueError:
+                event = None
+            if isinstance(event, dict):
+                yield event
+            elif line.endswith("\n"):
+                # An unfinished last line only says that the log was cut off; one in the middle is worth a remark.
+                events.num_unreadable += 1
+
+
+def _number(value: Any) -> float:
+    """Return a logged number, NaN where there is none."""
+    return float(value) if isinstance(value, int | float) else math.nan
