@@ -1,0 +1,51 @@
+"""The application: verbs are registered here, errors become one sentence and an exit status."""
+
+import sys
+from typing import NoReturn
+
+import typer
+
+from sprachbund import __version__
+from sprachbund.cli import make, stages
+from sprachbund.errors import InputError, SprachbundError
+
+app = typer.Typer(
+    name="sprachbund",
+    help="Group, then scale: turn a multilingual model into a mixture of experts with one expert per language group.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Group, then scale: turn a multilingual model into a mixture of experts with one expert per language group."""
+
+
+for verb in (make.init, make.audit, stages.run, stages.demo, stages.probe, stages.group, stages.layers):
+    app.command()(verb)
+for verb in (stages.expand, stages.train, stages.evaluate, stages.report):
+    app.command()(verb)
+
+
+def main() -> NoReturn:
+    """Run the command line: 0 done, 1 the work failed, 2 wrong usage or input."""
+    try:
+        app()
+    except SprachbundError as error:
+        print(f"sprachbund: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+    except KeyboardInterrupt:
+        print("sprachbund: interrupted; the same command continues where it stopped", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)

@@ -1,0 +1,65 @@
+"""Verbs before a run: init and audit."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sprachbund.cli.options import JsonOption, RecipeArgument, SetOption
+from sprachbund.errors import InputError, nearest
+from sprachbund.files import write_text
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write the recipe.")] = Path("recipe.yaml"),
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Print a preset (default, paper, native) and write nothing.")
+    ] = None,
+) -> None:
+    """Write a commented recipe to start from.
+
+    Example: `sprachbund init my-run.yaml`
+    """
+    from sprachbund.recipe_file import PRESETS, packaged
+
+    if preset is not None:
+        if preset not in PRESETS:
+            raise InputError(f"--preset {preset} is unknown{nearest(preset, PRESETS)} One of: {', '.join(PRESETS)}.")
+        typer.echo(packaged(preset), nl=False)
+        return
+    if path.exists():
+        raise InputError(f"{path} exists and is left as it is; give another name")
+    write_text(path, packaged("init"))
+    typer.echo(f"{path} written; edit it, then: sprachbund audit {path} && sprachbund run {path}")
+
+
+def audit(recipe: RecipeArgument, sets: SetOption = None, as_json: JsonOption = False) -> None:
+    """Show what the corpora are, before anything is trained.
+
+    Example: `sprachbund audit examples/bible-18.yaml`
+    """
+    from rich.console import Console
+
+    from sprachbund.corpora.audit import as_json as to_json
+    from sprachbund.corpora.audit import audit as run_audit
+    from sprachbund.corpora.audit import render_audit
+    from sprachbund.recipe_file import load_recipe
+
+    loaded = load_recipe(recipe, overrides=sets or [])
+    tokenize = None
+    if loaded.base.path is not None:  # a scratch base has no tokenizer yet
+        from sprachbund.modeling.base import load_tokenizer, tokenize_with
+
+        base = loaded.base
+        tokenize = tokenize_with(
+            load_tokenizer(base.path or "", revision=base.revision, trust_remote_code=base.trust_remote_code)
+        )
+    rows = run_audit(loaded, tokenize=tokenize)
+    if as_json:
+        typer.echo(json.dumps(to_json(rows), indent=1, ensure_ascii=False))
+        return
+    Console(width=None).print(render_audit(rows))
+    for row in rows:
+        for warning in row.warnings():
+            typer.echo(f"warning: {warning}", err=True)

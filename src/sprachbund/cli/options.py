@@ -1,0 +1,54 @@
+"""Arguments that several verbs share, and what they open."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sprachbund.recipe import Recipe
+from sprachbund.recipe_file import load_recipe
+from sprachbund.run.directory import open_run, read_run
+
+if TYPE_CHECKING:
+    from sprachbund.run.pipeline import Pipeline
+
+RecipeArgument = Annotated[Path, typer.Argument(help="A recipe (.yaml).", show_default=False)]
+TargetArgument = Annotated[Path, typer.Argument(help="A recipe (.yaml), or the folder of a run.", show_default=False)]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Folder of the run; default runs/NAME.", show_default=False)
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change one value of the recipe: a.b=c (repeatable).", show_default=False),
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Seed; overrides the recipe's.")]
+UpdateOption = Annotated[
+    bool, typer.Option("--update", help="Take a changed recipe in an existing run; recompute what depends on it.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def default_folder(recipe: Recipe, seed: int | None) -> Path:
+    """Return runs/NAME, or runs/NAME-seedN where the seed was given on the command line."""
+    return Path("runs") / (recipe.name if seed is None else f"{recipe.name}-seed{seed}")
+
+
+@contextmanager
+def pipeline(
+    target: Path, out: Path | None, sets: list[str] | None, seed: int | None, update: bool
+) -> Iterator["Pipeline"]:
+    """Open the run of a recipe or a folder; the run is released at the end, whatever happens."""
+    folder = out
+    if target.is_dir() and not sets and seed is None:
+        recipe, folder = read_run(target), target
+    else:
+        recipe = load_recipe(target, overrides=sets or [], seed=seed)
+    run = open_run(recipe, folder or default_folder(recipe, seed), update=update)
+    try:
+        from sprachbund.run.pipeline import Pipeline
+
+        yield Pipeline(run)
+    finally:
+        run.close()

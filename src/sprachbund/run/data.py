@@ -1,0 +1,164 @@
+"""The first stages: split documents, a tokenizer, packed token streams."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sprachbund.corpora.mixture import schedule, shares
+from sprachbund.corpora.packing import Packed, pack_cached
+from sprachbund.corpora.splits import SplitDocuments, split_documents
+from sprachbund.errors import InputError
+from sprachbund.files import write_text
+from sprachbund.progress import track
+from sprachbund.recipe import Recipe, Source
+from sprachbund.run.directory import Run
+
+BYTES_FOR_TOKENIZER = 50_000_000  # of all languages together: more text changes a small vocabulary little
+
+
+def source_state(source: Source) -> Any:
+    """Return what tells whether a corpus has changed: the source, and size and time of its files."""
+    state: dict[str, Any] = source.model_dump(mode="json", exclude_none=True)
+    if source.file:
+        paths = [Path(source.file.replace("{split}", split)) for split in ("train", "dev", "test")]
+        state["files"] = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in dict.fromkeys(paths) if p.exists()]
+    if source.cldr:
+        state["babel"] = version("babel")
+    return state
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """Every language's text, read once and only when a stage needs it."""
+
+    recipe: Recipe
+
+    @cached_property
+    def documents(self) -> dict[str, SplitDocuments]:
+        """Split documents per language tag; raises InputError naming the language whose corpus is wrong."""
+        found = {}
+        with track("read corpora", len(self.recipe.languages)) as advance:
+            for tag, source in self.recipe.languages.items():
+                try:
+                    found[tag] = split_documents(source, self.recipe.splits, seed=self.recipe.seed)
+                except InputError as error:
+                    raise InputError(f"languages.{tag}: {error}") from None
+                advance(1, tag)
+        return found
+
+    @cached_property
+    def states(self) -> dict[str, Any]:
+        """What the corpora are computed from, for fingerprints."""
+        return {tag: source_state(source) for tag, source in self.recipe.languages.items()}
+
+
+def make_tokenizer(run: Run, corpora: Corpora) -> Any:
+    """Return the base's tokenizer: loaded, or trained on the mixture's train texts into RUN/tokenizer."""
+    from sprachbund.modeling.base import load_tokenizer, train_tokenizer
+
+    base = run.recipe.base
+    if base.scratch is None:
+        run.fingerprints["tokenizer"] = f"{base.path}@{base.revision}"
+        return load_tokenizer(base.path or "", revision=base.revision, trust_remote_code=base.trust_remote_code)
+    vocab_size, folder = base.scratch.vocab_size, run.path("tokenizer")
+
+    def work() -> Mapping[str, Any]:
+        documents = {tag: split.train for tag, split in corpora.documents.items()}
+        tokenizer = train_tokenizer(_tokenizer_texts(documents, run.recipe, BYTES_FOR_TOKENIZER), vocab_size=vocab_size)
+        tokenizer.save_pretrained(folder)
+        return {"vocab_size": len(tokenizer)}
+
+    inputs = [
+        vocab_size,
+        corpora.states,
+        run.recipe.splits.model_dump(),
+        run.recipe.mixture.model_dump(),
+        run.recipe.seed,
+    ]
+    run.stage("tokenizer", inputs, ["tokenizer/tokenizer.json"], work)
+    return load_tokenizer(folder)
+
+
+def _tokenizer_texts(documents: Mapping[str, list[str]], recipe: Recipe, budget: int) -> Iterator[str]:
+    """Yield train documents in the mixture's proportions, at most `budget` bytes of them and each at most once."""
+    num_bytes = {tag: sum(len(d.encode()) for d in texts) for tag, texts in documents.items()}
+    share = shares(num_bytes, recipe.mixture, budget_bytes=float(sum(num_bytes.values())))
+    scale = min(budget, min(num_bytes[tag] / share[tag] for tag in share))
+    for tag, texts in documents.items():
+        left = scale * share[tag]
+        for text in texts:
+            if left <= 0:
+                break
+            yield text
+            left -= len(text.encode())
+
+
+@dataclass(frozen=True)
+class PackedCorpora:
+    """Token streams of the train split, and the documents of the test split, by language tag."""
+
+    train: dict[str, Packed]
+    vocab_size: int
+
+    @property
+    def digest(self) -> str:
+        """A digest of all train streams."""
+        return blake2b("".join(p.digest for p in self.train.values()).encode(), digest_size=12).hexdigest()
+
+
+def pack_corpora(run: Run, corpora: Corpora, tokenizer: Any) -> PackedCorpora:
+    """Tokenise and pack every language's train split (cached by content), check that each fills a block."""
+    from sprachbund.modeling.base import tokenize_with, tokenizer_fingerprint
+
+    mark, tokenize = tokenizer_fingerprint(tokenizer), tokenize_with(tokenizer)
+    packed: dict[str, Packed] = {}
+
+    def work() -> Mapping[str, Any]:
+        with track("tokenise", len(corpora.documents)) as advance:
+            for tag, documents in corpora.documents.items():
+                packed[tag] = pack_cached(
+                    documents.train, mark, tokenize, tokenizer.eos_token_id, name=f"{tag} (train)"
+                )
+                packed[tag].num_blocks(run.recipe.train.block_size)
+                advance(1, tag)
+        facts = {
+            tag: {
+                "documents": p.num_documents,
+                "bytes": p.num_bytes,
+                "tokens": p.num_tokens,
+                "sha256": p.digest,
+                "dev_documents": len(corpora.documents[tag].dev),
+                "test_documents": len(corpora.documents[tag].test),
+            }
+            for tag, p in packed.items()
+        }
+        write_text(run.path("corpora.json"), json.dumps(facts, indent=1) + "\n")
+        return {"train_tokens": sum(p.num_tokens for p in packed.values())}
+
+    inputs = [corpora.states, mark, run.recipe.splits.model_dump(), run.recipe.train.block_size, run.recipe.seed]
+    run.stage("corpora", inputs, ["corpora.json"], work)
+    if not packed:  # the stage was skipped: the streams are in the cache
+        for tag, documents in corpora.documents.items():
+            packed[tag] = pack_cached(documents.train, mark, tokenize, tokenizer.eos_token_id, name=f"{tag} (train)")
+    return PackedCorpora(packed, len(tokenizer))
+
+
+def batch_schedule(
+    run: Run, packed: PackedCorpora, *, num_steps: int, batch_size: int, groups: Mapping[str, int] | None
+) -> np.ndarray:
+    """Return which language each sequence of each step comes from, (num_steps, batch_size), by the recipe's mixture."""
+    recipe = run.recipe
+    num_bytes = {tag: p.num_bytes for tag, p in packed.train.items()}
+    per_token = sum(num_bytes.values()) / sum(p.num_tokens for p in packed.train.values())
+    budget = num_steps * batch_size * recipe.train.block_size * per_token
+    share = shares(num_bytes, recipe.mixture, groups=groups, budget_bytes=budget)
+    return schedule(share, num_steps=num_steps, batch_size=batch_size, seed=recipe.seed, groups=groups)

@@ -1,0 +1,182 @@
+"""The directory of a run: one recipe, stage results with fingerprints, one process at a time.
+
+No torch here: the command line reads runs without loading it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from hashlib import blake2b
+from pathlib import Path
+from typing import IO, Any
+
+from sprachbund import __version__
+from sprachbund.errors import InputError, SprachbundError
+from sprachbund.files import write_text
+from sprachbund.progress import say
+from sprachbund.recipe import Recipe
+from sprachbund.recipe_file import build_recipe, dump_recipe
+
+
+def fingerprint(inputs: Any) -> str:
+    """Return a digest of what a stage's result was computed from (JSON values), and of the package's version."""
+    text = json.dumps([__version__, inputs], sort_keys=True, default=str)
+    return blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _differences(ours: Any, theirs: Any, place: str = "") -> list[str]:
+    """Return the dotted paths where two nested values differ."""
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        keys = dict.fromkeys([*ours, *theirs])
+        return [d for key in keys for d in _differences(ours.get(key), theirs.get(key), f"{place}.{key}".lstrip("."))]
+    return [] if ours == theirs else [place]
+
+
+def open_run(recipe: Recipe, folder: Path, *, update: bool = False) -> Run:
+    """Open or create the directory of a run.
+
+    A directory belongs to one recipe: results are not overwritten by accident. With `update` it takes the new recipe,
+    and what depends on the change is computed anew. Raises InputError for a directory of another recipe or with other
+    things in it, SprachbundError when another process works in it.
+    """
+    file = folder / "recipe.yaml"
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file; give --out a folder")
+        if folder.exists() and not file.exists() and any(p.name != "lock" for p in folder.iterdir()):
+            raise InputError(f"{folder} exists and is no run (it has no recipe.yaml); give another --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder)
+        if file.exists():
+            before = build_recipe(file.read_text(encoding="utf-8"), name=str(file), folder=folder)
+            changed = _differences(before.model_dump(mode="json"), recipe.model_dump(mode="json"))
+            if changed and not update:
+                raise InputError(
+                    f"{folder} holds a run of another recipe (differing: {', '.join(changed[:4])}"
+                    f"{', ...' if len(changed) > 4 else ''}); give another --out, or --update to recompute what changed"
+                )
+        write_text(file, dump_recipe(recipe))
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    return Run(folder, recipe, lock)
+
+
+def read_run(folder: Path) -> Recipe:
+    """Return the recipe of an existing run; raises InputError where the folder is none."""
+    file = folder / "recipe.yaml"
+    if not file.is_file():
+        raise InputError(f"{folder} is no run: it has no recipe.yaml; give a recipe file or the folder of a run")
+    return build_recipe(file.read_text(encoding="utf-8"), name=str(file), folder=folder)
+
+
+def disk_error(error: OSError, folder: Path) -> SprachbundError:
+    """Return one sentence for what the disk refused."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SprachbundError(f"no space left on the disk of {folder}; free some and run the same command again")
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return InputError(f"{error.filename or folder} cannot be written ({error.strerror}); give another --out")
+    return SprachbundError(f"{error.filename or folder}: {error.strerror or error}")
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Take the run for this process; the system releases it when the process ends, however it ends."""
+    file = (folder / "lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise SprachbundError(f"another process works in {folder}; wait for it or give another --out") from None
+    return file
+
+
+class Run:
+    """A run's directory: `stage` computes a result once, `log` writes events."""
+
+    def __init__(self, folder: Path, recipe: Recipe, lock: IO[str]) -> None:
+        self.folder = folder
+        self.recipe = recipe
+        self._lock = lock
+        self.fingerprints: dict[str, str] = {}
+
+    def close(self) -> None:
+        """Release the directory."""
+        self._lock.close()
+
+    def path(self, name: str) -> Path:
+        """Return a path inside the run."""
+        return self.folder / name
+
+    def stage(
+        self,
+        name: str,
+        inputs: Any,
+        outputs: Sequence[str],
+        work: Callable[[], Mapping[str, Any]],
+        *,
+        after: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """Return the stage's result (JSON values): from disk when nothing it depends on changed, else from `work`.
+
+        `inputs` and the fingerprints of the stages `after` decide; `outputs` are the files or folders that must exist.
+        Seconds of interrupted attempts are added up.
+        """
+        mark = fingerprint([inputs, [self.fingerprints[stage] for stage in after]])
+        self.fingerprints[name] = mark
+        file = self.path(f"stages/{name}.json")
+        known = read_json(file)
+        if known.get("fingerprint") == mark and known.get("done") and all(self.path(o).exists() for o in outputs):
+            say(f"{name}: done before, unchanged, skipped")
+            return dict(known["result"])
+        earlier = known.get("seconds", 0.0) if known.get("fingerprint") == mark and not known.get("done") else 0.0
+        record: dict[str, Any] = {"fingerprint": mark, "done": False}
+        begun = time.monotonic()
+        try:
+            file.parent.mkdir(exist_ok=True)
+            result = dict(work())
+            record.update(done=True, result=result)
+            return result
+        except OSError as error:
+            raise disk_error(error, self.folder) from error
+        finally:
+            record["seconds"] = round(earlier + time.monotonic() - begun, 3)
+            with suppress(OSError):
+                write_text(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of every stage that is done."""
+        found = {path.stem: read_json(path) for path in self.path("stages").glob("*.json")}
+        return {name: found[name]["seconds"] for name in sorted(found) if found[name].get("done")}
+
+    def log(self, stage: str, event: str, **values: Any) -> None:
+        """Append one event to events.jsonl."""
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "stage": stage, "event": event, **values}
+        with self.path("events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def forget_events(self, stage: str, *, after_step: int) -> None:
+        """Drop a stage's events past a step: training resumes from there and writes them again."""
+        file = self.path("events.jsonl")
+        if not file.exists():
+            return
+        kept = []
+        for line in file.read_text(encoding="utf-8").splitlines():
+            with suppress(json.JSONDecodeError):  # a line torn by a kill
+                event = json.loads(line)
+                if event.get("stage") != stage or event.get("step", 0) <= after_step:
+                    kept.append(line)
+        write_text(file, "".join(f"{line}\n" for line in kept))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON object of our own; empty where it is missing or torn."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

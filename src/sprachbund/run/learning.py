@@ -1,0 +1,132 @@
+"""The stages that train: the dense control and the mixture, on the same sequences in the same order."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sprachbund.grouping.greedy import Grouping
+from sprachbund.modeling import count_log_prob, expand
+from sprachbund.modeling.base import device
+from sprachbund.run.data import PackedCorpora, batch_schedule
+from sprachbund.run.directory import Run
+from sprachbund.training import TrainingBlocks, TrainingPlan, train
+from sprachbund.training.stages import plan_training
+from sprachbund.training.trainer import last_checkpoint
+
+
+def run_training(
+    run: Run,
+    stage: str,
+    model: Any,
+    blocks: TrainingBlocks,
+    plan: TrainingPlan,
+    *,
+    groups: Sequence[int],
+    keep: Path | None,
+) -> dict[str, Any]:
+    """Train a model in place, from its last checkpoint if there is one, and save it to `keep`; returns its facts."""
+    folder = run.path(f"checkpoints/{stage}-{run.fingerprints[stage]}")
+    for other in run.path("checkpoints").glob(f"{stage}-*"):
+        if other != folder:
+            shutil.rmtree(other)
+    folder.mkdir(parents=True, exist_ok=True)
+    resume = last_checkpoint(folder)
+    run.forget_events(stage, after_step=int(resume.name.rsplit("-", 1)[1]) if resume else 0)
+    result = train(model, blocks, plan, groups=groups, folder=folder, log=partial(run.log, stage), description=stage)
+    if keep is not None:
+        save_model(model, keep)
+    shutil.rmtree(folder)
+    return {
+        "tokens": plan.num_steps * plan.batch_size * blocks.block_size,
+        "tokens_per_second": round(result.tokens_per_second, 1),
+    }
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Write a model as safetensors so that the folder holds the whole of it or is not there."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def training_blocks(run: Run, packed: PackedCorpora, grouping: Grouping, plan: TrainingPlan) -> TrainingBlocks:
+    """Return the training sequences, the same for the dense control and the mixture."""
+    schedule_SB = batch_schedule(
+        run, packed, num_steps=plan.num_steps, batch_size=plan.batch_size, groups=grouping.as_dict()
+    )
+    return TrainingBlocks(
+        list(packed.train.values()),
+        list(packed.train),
+        schedule_SB,
+        block_size=run.recipe.train.block_size,
+        micro_batch_size=plan.micro_batch_size,
+        seed=run.recipe.seed,
+    )
+
+
+def _inputs(run: Run, packed: PackedCorpora, grouping: Grouping) -> list[Any]:
+    """Return what both trainings depend on."""
+    recipe = run.recipe
+    train_part = recipe.train.model_dump(exclude={"stages", "checkpoints", "log_every", "trackers"})
+    stages = [[s.share, s.learning_rate] for s in recipe.train.stages]
+    assignment = list(grouping.as_dict().items()) if recipe.mixture.balance_groups else []
+    return [train_part, stages, recipe.mixture.model_dump(), packed.digest, assignment, recipe.seed]
+
+
+def train_dense(run: Run, base: Any, packed: PackedCorpora, grouping: Grouping) -> dict[str, Any]:
+    """Train the dense control into RUN/dense."""
+    plan = plan_training(run.recipe).dense()
+
+    def work() -> Mapping[str, Any]:
+        model = base.load()
+        blocks = training_blocks(run, packed, grouping, plan)
+        return run_training(run, "dense", model, blocks, plan, groups=[0] * len(packed.train), keep=run.path("dense"))
+
+    # a control that is not kept may be gone after evaluation, and is still done
+    outputs = ["dense/model.safetensors"] if run.recipe.dense.keep else []
+    return run.stage("dense", _inputs(run, packed, grouping), outputs, work, after=["base"])
+
+
+def expand_base(run: Run, base: Any, packed: PackedCorpora, grouping: Grouping, layers: Sequence[int]) -> Any:
+    """Return the mixture at step 0: the base's function, in experts."""
+    dense, experts = base.load(), run.recipe.experts
+    assignment = grouping.as_dict()
+    return expand(
+        dense,
+        moe_layers=layers,
+        groups={tag: assignment[tag] for tag in packed.train},
+        kind=experts.kind,
+        width=experts.width,
+        num_experts_per_tok=min(experts.num_experts_per_tok, len(grouping.groups)),
+        router_gradient=experts.router_gradient,
+        router_init=experts.router_init,
+        log_prob=count_log_prob([p.tokens for p in packed.train.values()], vocab_size=dense.config.vocab_size),
+        seed=run.recipe.seed,
+    ).to(device())
+
+
+def train_mixture(
+    run: Run, base: Any, packed: PackedCorpora, grouping: Grouping, layers: Sequence[int], tokenizer: Any
+) -> dict[str, Any]:
+    """Expand the base and train the mixture into RUN/model."""
+    plan = plan_training(run.recipe)
+
+    def work() -> Mapping[str, Any]:
+        model = expand_base(run, base, packed, grouping, layers)
+        blocks = training_blocks(run, packed, grouping, plan)
+        assignment = grouping.as_dict()
+        groups = [assignment[tag] for tag in packed.train]
+        facts = run_training(run, "train", model, blocks, plan, groups=groups, keep=run.path("model"))
+        tokenizer.save_pretrained(run.path("model"))
+        return facts
+
+    stages = [s.model_dump() for s in run.recipe.train.stages]
+    experts = run.recipe.experts.model_dump()
+    inputs = [_inputs(run, packed, grouping), list(grouping.as_dict().items()), stages, experts]
+    return run.stage("train", inputs, ["model/model.safetensors"], work, after=["base", "groups", "layers"])

@@ -1,0 +1,99 @@
+"""The stages of a run in their order; each is computed when it is asked for, once, with all that it needs."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from sprachbund.grouping.greedy import Grouping
+from sprachbund.modeling.base import check_base, quiet
+from sprachbund.run import learning, probing, scoring
+from sprachbund.run.data import Corpora, PackedCorpora, make_tokenizer, pack_corpora
+from sprachbund.run.directory import Run
+from sprachbund.similarity import LanguageProbe
+
+
+class Pipeline:
+    """corpora -> probe -> groups, layers -> dense, train -> evaluate -> report."""
+
+    def __init__(self, run: Run) -> None:
+        quiet()
+        set_seed(run.recipe.seed)
+        check_base(run.recipe.base)
+        self.run = run
+
+    @cached_property
+    def corpora(self) -> Corpora:
+        """Every language's documents."""
+        return Corpora(self.run.recipe)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The base's tokenizer."""
+        return make_tokenizer(self.run, self.corpora)
+
+    @cached_property
+    def packed(self) -> PackedCorpora:
+        """The train split as token streams."""
+        tokenizer = self.tokenizer
+        return pack_corpora(self.run, self.corpora, tokenizer)
+
+    @cached_property
+    def base(self) -> probing.DenseBase:
+        """The dense base."""
+        packed = self.packed
+        return probing.make_base(self.run, packed, self.tokenizer)
+
+    @cached_property
+    def probes(self) -> list[LanguageProbe]:
+        """The probe of every language."""
+        base = self.base
+        return probing.probe(self.run, base, self.packed)
+
+    @cached_property
+    def grouping(self) -> Grouping:
+        """The groups; given ones need no probe."""
+        given = self.run.recipe.groups.given is not None
+        return probing.group_languages(self.run, None if given else self.probes)
+
+    @cached_property
+    def layers(self) -> list[int]:
+        """The mixture layers."""
+        return probing.choose_layers(self.run, self.probes)
+
+    @cached_property
+    def dense(self) -> dict[str, Any]:
+        """The dense control's facts, its model in RUN/dense."""
+        base, grouping = self.base, self.grouping
+        return learning.train_dense(self.run, base, self.packed, grouping)
+
+    @cached_property
+    def trained(self) -> dict[str, Any]:
+        """The mixture's facts, its model in RUN/model."""
+        base, grouping, layers = self.base, self.grouping, self.layers
+        return learning.train_mixture(self.run, base, self.packed, grouping, layers, self.tokenizer)
+
+    def expanded(self) -> Path:
+        """Write the mixture at step 0 to RUN/expanded."""
+        base, grouping, layers = self.base, self.grouping, self.layers
+        folder = self.run.path("expanded")
+        learning.save_model(learning.expand_base(self.run, base, self.packed, grouping, layers), folder)
+        self.tokenizer.save_pretrained(folder)
+        return folder
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """Every score, also in RUN/metrics.json."""
+        base = self.base
+        if self.run.recipe.dense.train:
+            _ = self.dense
+        _ = self.trained
+        return scoring.evaluate(self.run, base, self.corpora, self.tokenizer, self.grouping)
+
+    def report(self) -> Path:
+        """Return the path of report.html."""
+        _ = self.metrics
+        return scoring.report(self.run)

@@ -1,0 +1,135 @@
+"""The last stages: every model scored on the test split, and the report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sprachbund import __version__
+from sprachbund.errors import InputError
+from sprachbund.evaluation import LanguageScores, TestText, build_metrics, score_language, test_text
+from sprachbund.evaluation.metrics import ROUTINGS
+from sprachbund.files import write_text
+from sprachbund.grouping.greedy import Grouping
+from sprachbund.memory import peak_memory_mb
+from sprachbund.modeling import count_parameters
+from sprachbund.modeling.base import device, load_model, tokenize_with
+from sprachbund.progress import track
+from sprachbund.report import write_report
+from sprachbund.run.data import Corpora
+from sprachbund.run.directory import Run, read_json
+from sprachbund.run.probing import DenseBase
+
+
+def read_test_texts(run: Run, corpora: Corpora, tokenizer: Any) -> dict[str, TestText]:
+    """Return each language's test text; raises InputError where it is too short to score."""
+    settings, tokenize = run.recipe.evaluate, tokenize_with(tokenizer)
+    texts = {}
+    for tag, documents in corpora.documents.items():
+        text = test_text(documents.test, tokenize, separator=tokenizer.eos_token_id, max_tokens=settings.tokens)
+        if len(text.tokens) < settings.burn_in + 2:
+            raise InputError(
+                f"languages.{tag}: the test split has {len(text.tokens)} tokens, too few for evaluate.burn_in = "
+                f"{settings.burn_in}; give it more text or a larger splits.test"
+            )
+        texts[tag] = text
+    return texts
+
+
+def evaluate(run: Run, base: DenseBase, corpora: Corpora, tokenizer: Any, grouping: Grouping) -> dict[str, Any]:
+    """Score base, dense control and mixture (under the three routings) and write metrics.json."""
+    recipe = run.recipe
+    after = ["base", "train", *(["dense"] if recipe.dense.train else [])]
+
+    def work() -> Mapping[str, Any]:
+        texts = read_test_texts(run, corpora, tokenizer)
+        systems: list[tuple[str, Any]] = [("base", base.load)]
+        if recipe.dense.train:
+            systems.append(("dense", lambda: _load(run.path("dense"), recipe.train.dtype)))
+        systems.append(("moe", lambda: _load(run.path("model"), recipe.train.dtype)))
+        scores: dict[str, dict[str, LanguageScores]] = {}
+        counts: dict[str, int] = {}
+        num_layers = 0
+        with track("evaluate", len(texts) * (len(systems) - 1 + len(ROUTINGS))) as advance:
+            for system, load in systems:
+                model = load()
+                size = count_parameters(model)
+                counts |= {"dense": size.total} if system == "base" else {}
+                counts |= {"moe": size.total, "active": size.active} if system == "moe" else {}
+                num_layers = model.config.num_hidden_layers
+                for routing in ROUTINGS if system == "moe" else (None,):
+                    scores[routing or system] = _score_all(run, model, texts, routing, grouping, advance)
+                del model
+        metrics = build_metrics(
+            scores, texts, grouping.as_dict(), facts={**_facts(run), "parameters": counts, "num_layers": num_layers}
+        )
+        write_text(run.path("metrics.json"), json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+        if recipe.dense.train and not recipe.dense.keep:
+            shutil.rmtree(run.path("dense"), ignore_errors=True)
+        return {"average": metrics["average"]}
+
+    inputs = [recipe.evaluate.model_dump(exclude={"batch_tokens"}), recipe.dense.model_dump(), corpora.states]
+    run.stage("evaluate", inputs, ["metrics.json"], work, after=after)
+    return read_json(run.path("metrics.json"))
+
+
+def _load(folder: Path, dtype: str) -> Any:
+    return load_model(folder, dtype=dtype).to(device()).eval()
+
+
+def _score_all(
+    run: Run, model: Any, texts: Mapping[str, TestText], routing: str | None, grouping: Grouping, advance: Any
+) -> dict[str, LanguageScores]:
+    settings, assignment = run.recipe.evaluate, grouping.as_dict()
+    scores = {}
+    for tag, text in texts.items():
+        scores[tag] = score_language(
+            model,
+            text,
+            window=settings.window or run.recipe.train.block_size,
+            burn_in=settings.burn_in,
+            batch_tokens=settings.batch_tokens,
+            routing=routing,
+            group=assignment[tag],
+        )
+        advance(1, f"{routing or 'dense'} {tag}")
+    return scores
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """Return everything in metrics.json that is not a score."""
+    recipe = run.recipe
+    results = {path.stem: read_json(path).get("result", {}) for path in run.path("stages").glob("*.json")}
+    tokens = {"base": "base", "probe": "probe", "dense": "dense", "moe": "train"}
+    speed = {"dense": "dense", "moe": "train"}
+
+    def of(names: Mapping[str, str], key: str) -> dict[str, float]:
+        return {name: results[stage][key] for name, stage in names.items() if key in results.get(stage, {})}
+
+    return {
+        "package": __version__,
+        "name": recipe.name,
+        "preset": recipe.preset,
+        "seed": recipe.seed,
+        "tokens": of(tokens, "tokens"),
+        "tokens_per_second": of(speed, "tokens_per_second"),
+        "seconds": run.seconds(),
+        "peak_memory_mb": round(peak_memory_mb(), 1),
+        "burn_in": recipe.evaluate.burn_in,
+        "window": recipe.evaluate.window or recipe.train.block_size,
+        "device": str(device()),
+        "moe_layers": results.get("layers", {}).get("layers", []),
+    }
+
+
+def report(run: Run, *, after: Sequence[str] = ("evaluate",)) -> Path:
+    """Write report.html."""
+
+    def work() -> Mapping[str, Any]:
+        return {"bytes": write_report(run.folder).stat().st_size}
+
+    run.stage("report", [], ["report.html"], work, after=after)
+    return run.path("report.html")
