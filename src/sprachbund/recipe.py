@@ -23,7 +23,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 class Part(BaseModel):
     """A part of a recipe: unknown keys are errors, values do not change once validated."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Scratch(Part):
@@ -101,6 +101,12 @@ class Splits(Part):
     dev: Share = Field(0.05, description="share of documents for development (learning rates are chosen on it)")
     test: Share = Field(0.05, description="share of documents for the final numbers")
 
+    @model_validator(mode="after")
+    def _leaves_train(self) -> Self:
+        if self.dev + self.test >= 1:
+            raise ValueError(f"dev = {self.dev:g} and test = {self.test:g} leave nothing to train on; sum below 1")
+        return self
+
 
 class Mixture(Part):
     """How many tokens each language gives to training."""
@@ -131,7 +137,9 @@ class Probe(Part):
     tokens_per_step: Positive = Field(1_048_576, description="tokens of one probe step [paper: 2048 x 512]")
     learning_rate: Rate = Field(8e-6, description="learning rate, falling linearly to zero [paper: 8e-6]")
     layers: str = Field(
-        "all", pattern=r"^(all|last:[1-9]\d*)$", description="layers whose FFN deviations are compared [paper: last:3]"
+        "all",
+        pattern=r"^(all|last:[1-9]\d*)$",
+        description="layers whose FFN deviations are compared: all, or the last N as last:N [paper: last:3]",
     )
     center: bool = Field(True, description="remove the mean deviation over languages before comparing [measured]")
     sketch_size: Positive = Field(65_536, description="floats kept per layer and language (CountSketch)")
@@ -213,7 +221,9 @@ class Train(Part):
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay [paper: 0 in effect]")
     beta2: float = Field(0.95, gt=0, lt=1, description="second AdamW coefficient [paper: 0.999]")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping [paper: 0.3]")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="weights and arithmetic of training")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="arithmetic of training and of the saved model; the weights that train stay float32"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
     checkpoints: int = Field(4, ge=0, description="checkpoints kept for resuming, evenly spaced; 0: none")
     log_every: Positive | None = Field(None, description="optimizer steps between log lines; null: 100 lines in all")
@@ -267,15 +277,35 @@ class Evaluate(Part):
     burn_in: int = Field(32, ge=1, description="tokens of context that a position needs for the after-burn-in scores")
     window: int | None = Field(None, ge=8, description="tokens of one window; null: train.block_size")
     tokens: Positive | None = Field(
-        65_536, description="tokens scored per language at most, whole documents; null: all"
+        65_536, description="score about so many tokens per language, whole documents; null: all"
     )
-    batch_tokens: Positive = Field(8192, description="tokens on the device at once")
+    batch_tokens: Positive = Field(
+        8192, description="tokens on the device at once; fewer where the vocabulary is large"
+    )
+
+
+def _by_tag(values: dict[Any, Any]) -> dict[str, Any]:
+    """Return the values under canonical language tags; raises ValueError, as validators must."""
+    names: dict[str, Any] = {}
+    for given in values:
+        try:
+            tag = canonical(str(given))
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        if tag in names:
+            raise ValueError(f"{names[tag]!r} and {given!r} are both {tag}; every language may be given once")
+        names[tag] = given
+    return {tag: values[given] for tag, given in names.items()}
 
 
 class Recipe(Part):
     """A whole run."""
 
-    name: str = Field(..., pattern=r"^[\w.-]+$", description="name of the run: letters, digits, '.', '_' and '-'")
+    name: str = Field(
+        ...,
+        pattern=r"^\w[\w.-]*$",
+        description="name of the run: letters, digits, '.', '_' and '-', first a letter or digit",
+    )
     preset: Literal["default", "paper", "native"] = Field(
         "default",
         description="starting values of probe, layers, experts and train (sprachbund init --preset shows them)",
@@ -298,23 +328,14 @@ class Recipe(Part):
     def _canonical(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        found: dict[str, str] = {}
-        for given in value:
-            try:
-                tag = canonical(str(given))
-            except InputError as error:
-                raise ValueError(str(error)) from None
-            if tag in found:
-                raise ValueError(f"{found[tag]!r} and {given!r} are both {tag}; every language may be given once")
-            found[tag] = str(given)
-        return {tag: value[given] for tag, given in zip(found, value, strict=True)}
+        return _by_tag(value)
 
     @field_validator("mixture")
     @classmethod
     def _shares(cls, mixture: Mixture, info: ValidationInfo) -> Mixture:
         if mixture.shares is None or "languages" not in info.data:
             return mixture
-        shares = {canonical(tag): share for tag, share in mixture.shares.items()}
+        shares = _by_tag(mixture.shares)
         if set(shares) != set(info.data["languages"]):
             odd = sorted(set(shares) ^ set(info.data["languages"]))
             raise ValueError(f"shares must name every language of the recipe and no other; differing: {', '.join(odd)}")
@@ -327,6 +348,8 @@ class Recipe(Part):
                 f"groups.count = {self.groups.count} is more than the {len(self.languages)} languages; "
                 f"give at most {len(self.languages)}"
             )
+        if self.base.scratch is not None:
+            self._check_layers(self.base.scratch.num_layers)
         if self.experts.kind == "copy" and self.experts.width is not None:
             raise ValueError("experts.width belongs to experts.kind: shared; a copy has the dense FFN's width")
         if (self.evaluate.window or self.train.block_size) <= self.evaluate.burn_in:
@@ -336,6 +359,15 @@ class Recipe(Part):
             )
         return self
 
+    def _check_layers(self, num_layers: int) -> None:
+        """Find layers that a base does not have now, not after it was trained."""
+        if self.layers.top is not None and self.layers.top > num_layers:
+            raise ValueError(f"layers.top = {self.layers.top} is more than the base's {num_layers} layers")
+        if self.layers.given is not None and max(self.layers.given) >= num_layers:
+            raise ValueError(
+                f"layers.given names layer {max(self.layers.given)}; the base has layers 0 to {num_layers - 1}"
+            )
+
     def tags(self) -> list[str]:
         """Return the canonical language tags in the order of the recipe."""
         return list(self.languages)
@@ -344,12 +376,12 @@ class Recipe(Part):
         """Return the recipe with every relative path made absolute, seen from `folder`."""
 
         def absolute(path: str | None) -> str | None:
-            return path if path is None else str((folder / path).resolve())
+            return path if path is None else str((folder / Path(path).expanduser()).resolve())
 
         languages = {
             tag: source.model_copy(update={"file": absolute(source.file)}) for tag, source in self.languages.items()
         }
-        local = self.base.path is not None and (folder / self.base.path).is_dir()
+        local = self.base.path is not None and (folder / Path(self.base.path).expanduser()).is_dir()
         base = self.base.model_copy(update={"path": absolute(self.base.path)}) if local else self.base
         groups = self.groups.model_copy(update={"given": absolute(self.groups.given)})
         return self.model_copy(update={"languages": languages, "base": base, "groups": groups})

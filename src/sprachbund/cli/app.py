@@ -1,6 +1,7 @@
 """The application: verbs are registered here, errors become one sentence and an exit status."""
 
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import typer
@@ -8,6 +9,9 @@ import typer
 from sprachbund import __version__
 from sprachbund.cli import make, stages
 from sprachbund.errors import InputError, SprachbundError
+from sprachbund.run.directory import disk_error
+
+INTERRUPTED = 130  # how typer exits after Ctrl-C, without a word
 
 app = typer.Typer(
     name="sprachbund",
@@ -42,10 +46,16 @@ def main() -> NoReturn:
     """Run the command line: 0 done, 1 the work failed, 2 wrong usage or input."""
     try:
         app()
+    except SystemExit as stop:
+        if stop.code != INTERRUPTED:
+            raise
+        print("sprachbund: interrupted; the same command continues where it stopped", file=sys.stderr)
+        sys.exit(1)
     except SprachbundError as error:
         print(f"sprachbund: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
-    except KeyboardInterrupt:
-        print("sprachbund: interrupted; the same command continues where it stopped", file=sys.stderr)
-        sys.exit(1)
+    except OSError as error:
+        refused = disk_error(error, Path(error.filename or "."))
+        print(f"sprachbund: {refused}", file=sys.stderr)
+        sys.exit(2 if isinstance(refused, InputError) else 1)
     sys.exit(0)

@@ -25,7 +25,8 @@ def init(
 
     if preset is not None:
         if preset not in PRESETS:
-            raise InputError(f"--preset {preset} is unknown{nearest(preset, PRESETS)} One of: {', '.join(PRESETS)}.")
+            hint = nearest(preset, PRESETS) or "."
+            raise InputError(f"--preset {preset} is unknown{hint} One of: {', '.join(PRESETS)}.")
         typer.echo(packaged(preset), nl=False)
         return
     if path.exists():
@@ -39,8 +40,7 @@ def audit(recipe: RecipeArgument, sets: SetOption = None, as_json: JsonOption = 
 
     Example: `sprachbund audit examples/bible-18.yaml`
     """
-    from rich.console import Console
-
+    from sprachbund.cli.summary import print_table
     from sprachbund.corpora.audit import as_json as to_json
     from sprachbund.corpora.audit import audit as run_audit
     from sprachbund.corpora.audit import render_audit
@@ -59,7 +59,4 @@ def audit(recipe: RecipeArgument, sets: SetOption = None, as_json: JsonOption = 
     if as_json:
         typer.echo(json.dumps(to_json(rows), indent=1, ensure_ascii=False))
         return
-    Console(width=None).print(render_audit(rows))
-    for row in rows:
-        for warning in row.warnings():
-            typer.echo(f"warning: {warning}", err=True)
+    print_table(render_audit(rows))

@@ -40,12 +40,25 @@ def pipeline(
     target: Path, out: Path | None, sets: list[str] | None, seed: int | None, update: bool
 ) -> Iterator["Pipeline"]:
     """Open the run of a recipe or a folder; the run is released at the end, whatever happens."""
-    folder = out
-    if target.is_dir() and not sets and seed is None:
-        recipe, folder = read_run(target), target
+    if target.is_dir():
+        read_run(target)  # says what is wrong with a folder that is no run
+        recipe = load_recipe(target / "recipe.yaml", overrides=sets or [], seed=seed)
+        folder = out or target
     else:
         recipe = load_recipe(target, overrides=sets or [], seed=seed)
-    run = open_run(recipe, folder or default_folder(recipe, seed), update=update)
+        folder = out or default_folder(recipe, seed)
+    with opened(recipe, folder, update=update) as stages:
+        yield stages
+
+
+@contextmanager
+def opened(recipe: Recipe, folder: Path, *, update: bool) -> Iterator["Pipeline"]:
+    """Open a run in a folder; a base that cannot be used is found before anything is written."""
+    if recipe.base.path is not None:
+        from sprachbund.modeling.base import check_base
+
+        check_base(recipe.base)
+    run = open_run(recipe, folder, update=update)
     try:
         from sprachbund.run.pipeline import Pipeline
 

@@ -14,6 +14,7 @@ from sprachbund.cli.options import (
     TargetArgument,
     UpdateOption,
     default_folder,
+    opened,
     pipeline,
 )
 from sprachbund.errors import InputError
@@ -33,7 +34,7 @@ def run(
     """
     with pipeline(recipe, out, sets, seed, update) as stages:
         page = stages.report()
-        _finish(stages.metrics, page, as_json)
+        _finish(stages.metrics, f"report: {page}", as_json)
 
 
 def demo(
@@ -48,28 +49,21 @@ def demo(
     Example: `sprachbund demo`
     """
     from sprachbund.recipe_file import build_recipe, packaged
-    from sprachbund.run.directory import open_run
 
     recipe = build_recipe(packaged("demo"), name="demo", folder=Path.cwd(), overrides=sets or [], seed=seed)
-    opened = open_run(recipe, out or default_folder(recipe, seed), update=update)
-    try:
-        from sprachbund.run.pipeline import Pipeline
-
-        stages = Pipeline(opened)
+    with opened(recipe, out or default_folder(recipe, seed), update=update) as stages:
         page = stages.report()
-        _finish(stages.metrics, page, as_json)
-    finally:
-        opened.close()
+        _finish(stages.metrics, f"report: {page}", as_json)
 
 
-def _finish(metrics: dict[str, object], page: Path, as_json: bool) -> None:
+def _finish(metrics: dict[str, object], last_line: str, as_json: bool) -> None:
     from sprachbund.cli.summary import print_summary
 
     if as_json:
         typer.echo(json.dumps(metrics, indent=1, ensure_ascii=False))
     else:
         print_summary(metrics)
-        typer.echo(f"report: {page}")
+        typer.echo(last_line)
 
 
 def probe(
@@ -197,7 +191,7 @@ def evaluate(
     Example: `sprachbund evaluate runs/demo`
     """
     with pipeline(target, out, sets, seed, update) as stages:
-        _finish(stages.metrics, stages.run.path("metrics.json"), as_json)
+        _finish(stages.metrics, f"metrics: {stages.run.path('metrics.json')}", as_json)
 
 
 def report(

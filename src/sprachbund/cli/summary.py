@@ -34,6 +34,11 @@ def print_summary(metrics: dict[str, Any]) -> None:
             f"{average['bits_per_byte'][system]:.3f}",
             worst,
         )
+    print_table(table)
+
+
+def print_table(table: Table) -> None:
+    """Print a table at its full width: one cut to fit a narrow pipe loses its numbers."""
     console = Console()
-    console.width = max(console.width, 110)  # a table cut to fit a narrow pipe loses its numbers
+    console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
     console.print(table)

@@ -19,6 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sprachbund.errors import SprachbundError
+
+LOGITS_AT_ONCE = 1 << 29  # logits of one forward pass, where one window has fewer: 2 GB in float32
+FLOATS_AT_ONCE = 1 << 24  # logits turned into probabilities at once
+
 
 @dataclass(frozen=True)
 class TestText:
@@ -77,9 +82,24 @@ class LanguageScores:
 
 
 def windows(num_tokens: int, *, window: int, context: int) -> list[tuple[int, int]]:
-    """Return (start, length) of windows over `num_tokens` inputs that overlap by `context`; the last may be shorter."""
+    """Return (start, length) of windows over `num_tokens` inputs that overlap by `context`; the last may be shorter.
+
+    Raises ValueError where `context` leaves nothing of a window.
+    """
+    if not 0 <= context < window:
+        raise ValueError(f"a context of {context} leaves nothing of a window of {window}")
     starts = range(0, max(num_tokens - context, 1), window - context)
     return [(start, min(window, num_tokens - start)) for start in starts]
+
+
+def _nats(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Return -log p(target), (B, T) float32, a few positions at a time: a vocabulary's float32 copies are large."""
+    length = max(FLOATS_AT_ONCE // (logits_BTV.shape[0] * logits_BTV.shape[2]), 1)
+    nats = []
+    for part_BtV, part_Bt in zip(torch.split(logits_BTV, length, 1), torch.split(targets_BT, length, 1), strict=True):
+        losses = F.cross_entropy(part_BtV.flatten(0, 1).float(), part_Bt.flatten(), reduction="none")
+        nats.append(losses.view(part_Bt.shape))
+    return torch.cat(nats, dim=1)
 
 
 def _batches(places: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
@@ -107,21 +127,23 @@ def score_language(
 ) -> LanguageScores:
     """Score a model on a language's text; `routing` None is a dense model, `group` the language's true group.
 
-    Raises ValueError where the text is shorter than burn_in + 2 tokens.
+    `batch_tokens` is the most that one forward pass reads; fewer where the vocabulary is large, at least one window.
+    Raises ValueError where the text is shorter than burn_in + 2 tokens or burn_in is below 1 or fills the window,
+    SprachbundError where the model's probabilities are not finite.
     """
+    if burn_in < 1:
+        raise ValueError(f"burn_in = {burn_in} must be at least 1")
     if len(text.tokens) < burn_in + 2:
         raise ValueError(f"{len(text.tokens)} tokens are too few for a burn-in of {burn_in}")
     scores = LanguageScores()
     inputs, targets = torch.from_numpy(text.tokens[:-1]), torch.from_numpy(text.tokens[1:])
-    size = max(batch_tokens // window, 1)
+    size = max(min(batch_tokens, LOGITS_AT_ONCE // model.config.vocab_size) // window, 1)
     for context in (0, burn_in):
         for batch in _batches(windows(len(inputs), window=window, context=context), size):
             ids_BT = torch.stack([inputs[s : s + n] for s, n in batch]).to(model.device)
             targets_BT = torch.stack([targets[s : s + n] for s, n in batch]).to(model.device)
             outputs = _forward(model, ids_BT, routing=routing, group=group, count=context == 0)
-            logits_BTV = outputs.logits.float()
-            nats_BT = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none")
-            nats_BT = nats_BT.view(targets_BT.shape)[:, context:].double()
+            nats_BT = _nats(outputs.logits[:, context:], targets_BT[:, context:]).double()
             if context == 0:
                 scores.nats += float(nats_BT.sum())
                 scores.positions += nats_BT.numel()
@@ -130,6 +152,10 @@ def score_language(
             else:
                 scores.nats_after_burn_in += float(nats_BT.sum())
                 scores.positions_after_burn_in += nats_BT.numel()
+    if not math.isfinite(scores.nats + scores.nats_after_burn_in):
+        raise SprachbundError(
+            "the model's probabilities are not finite: it diverged, or train.dtype is too coarse for it"
+        )
     scores.routed = [count / scores.positions for count in scores.routed]
     return scores
 

@@ -37,7 +37,9 @@ def _dmoe_config(dense: Any, **fields: Any) -> Any:
 
 
 @torch.no_grad()
-def _fill_experts(moe: Any, dense_ffn: nn.Module, family: Family, *, kind: str, generator: torch.Generator) -> None:
+def _fill_experts(
+    moe: Any, dense_ffn: nn.Module, family: Family, *, kind: str, std: float, generator: torch.Generator
+) -> None:
     """Copy the dense FFN into every expert; a shared-kind expert ends in zeros and adds nothing at first."""
     gate_FD: Tensor = getattr(dense_ffn, family.gate).weight
     up_FD: Tensor = getattr(dense_ffn, family.up).weight
@@ -50,10 +52,14 @@ def _fill_experts(moe: Any, dense_ffn: nn.Module, family: Family, *, kind: str, 
         return
     num_dense = gate_FD.shape[0]
     for g in range(experts.num_experts):
-        units = torch.arange(width)
-        if width != num_dense:  # narrower or wider: units of the dense FFN drawn at random, each group its own
-            units = torch.randint(num_dense, (width,), generator=generator)
-        experts.gate_up_proj[g].copy_(torch.cat([gate_FD[units], up_FD[units]]))
+        units = torch.arange(num_dense)
+        if width < num_dense:  # units of the dense FFN, each at most once: two equal ones would stay equal for ever
+            units = torch.randperm(num_dense, generator=generator)[:width]
+        extra_WD = torch.randn(2, width - len(units), gate_FD.shape[1], generator=generator) * std
+        gate_WD, up_WD = (
+            torch.cat([dense[units], extra.to(dense)]) for dense, extra in zip((gate_FD, up_FD), extra_WD, strict=True)
+        )
+        experts.gate_up_proj[g].copy_(torch.cat([gate_WD, up_WD]))
     experts.down_proj.zero_()
 
 
@@ -75,13 +81,19 @@ def expand(
     `groups` is {language tag: group}, in the order of the languages of `log_prob`, (V, L), the gate's table
     (`count_log_prob`; uniform when None). Kind `copy`: G copies of each chosen FFN replace it (sparse upcycling, DMoE
     section 3.3). Kind `shared`: the FFN stays and each group adds an expert of `width` units (default: the FFN's)
-    that starts from the FFN's first projections and a zero last one. Raises InputError for an unsupported family,
-    layers that do not exist and groups with gaps. The dense model is left as it was.
+    that starts from the FFN's first projections (some of their units where it is narrower, random ones added where it
+    is wider) and a zero last one. Raises InputError for an unsupported family, layers that do not exist, groups with
+    gaps and a table of another shape. The dense model is left as it was.
     """
     family = family_of(model.config.model_type)
     num_groups = _check(model.config.num_hidden_layers, moe_layers, groups, num_experts_per_tok)
     if getattr(model.config, "mlp_bias", False):
         raise InputError("the base has biases in its FFN (mlp_bias = true), which experts do not support yet")
+    if log_prob is not None and log_prob.shape != (model.config.vocab_size, len(groups)):
+        raise InputError(
+            f"log_prob has shape {tuple(log_prob.shape)}; it needs {(model.config.vocab_size, len(groups))}: a row for "
+            "each token of the vocabulary, a column for each language of groups"
+        )
     config = _dmoe_config(
         model.config,
         moe_layers=sorted(moe_layers),
@@ -101,7 +113,8 @@ def expand(
         raise InputError(f"the base holds tensors that its family does not: {', '.join(missing.unexpected_keys[:3])}")
     for index in config.moe_layers:
         moe = getattr(twin.model.layers[index], family.ffn)
-        _fill_experts(moe, getattr(model.model.layers[index], family.ffn), family, kind=kind, generator=generator)
+        dense_ffn = getattr(model.model.layers[index], family.ffn)
+        _fill_experts(moe, dense_ffn, family, kind=kind, std=config.initializer_range, generator=generator)
         with torch.no_grad():
             if router_init == "zero":
                 moe.gate.weight.zero_()

@@ -36,7 +36,7 @@ def family_of(model_type: str) -> Family:
     family = FAMILIES.get(model_type)
     if family is None:
         raise InputError(
-            f"the base is a {model_type!r} model, a family that is not supported{nearest(model_type, FAMILIES)} "
-            f"Supported: {', '.join(FAMILIES)}."
+            f"the base is a {model_type!r} model, a family that is not supported "
+            f"(supported: {', '.join(FAMILIES)}){nearest(model_type, FAMILIES)}"
         )
     return family

@@ -7,7 +7,7 @@ No training, no future token, one decision for all layers. Our own addition; not
 Shapes: B sequences, T tokens, L languages, G groups, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -43,6 +43,14 @@ class LanguageGate(nn.Module):
         self.num_groups = num_groups
         self.register_buffer("log_prob", torch.zeros(vocab_size, len(self.groups)))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LanguageGate":
+        """Move the table with the model, but keep its float32: rounded to bfloat16, its sums drift over a long text."""
+        table = self.log_prob
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.log_prob.dtype != table.dtype:
+            self.log_prob = table.to(self.log_prob.device)
+        return self
+
     def language_scores(self, input_ids: Tensor, mask: Tensor | None, past: Tensor | None) -> Tensor:
         """Return running sums of log p(token | language), (B, T, L) float32, up to a constant per position.
 
@@ -66,6 +74,6 @@ class LanguageGate(nn.Module):
     def forward(
         self, input_ids: Tensor, mask: Tensor | None = None, past: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the group of every position, (B, T) int64, and the sums to continue from, (B, L)."""
+        """Return the group of every position, (B, T) int64, and the running sums, (B, T, L)."""
         scores_BTL = self.language_scores(input_ids, mask, past)
-        return self.group_log_posterior(scores_BTL).argmax(-1), scores_BTL[:, -1]
+        return self.group_log_posterior(scores_BTL).argmax(-1), scores_BTL

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from sprachbund.modeling.cache import keep_scores, scores_so_far
 from sprachbund.modeling.experts import GroupExperts, GroupMoe, build_moe
 from sprachbund.modeling.ffn import FAMILIES, Family, family_of
 from sprachbund.modeling.gate import LanguageGate
@@ -98,6 +100,7 @@ class _DmoeModel(_Initialised):
         *,
         group_ids: Tensor | None = None,
         routing: str | None = None,
+        token_mask: Tensor | None = None,
         routing_context: RoutingContext | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -111,7 +114,8 @@ class _DmoeModel(_Initialised):
             if routing == "group":
                 ids_BT = self._given_groups(group_ids, tuple(shape))
             elif routing == "prefix":
-                ids_BT = self._prefix_groups(input_ids, attention_mask, past_key_values)
+                token_mask = attention_mask if token_mask is None else token_mask
+                ids_BT = self._prefix_groups(input_ids, token_mask, past_key_values)
             else:
                 raise ValueError(f"routing = {routing!r} is unknown; one of {', '.join(ROUTINGS)}")
             context.group_ids = ids_BT
@@ -129,24 +133,25 @@ class _DmoeModel(_Initialised):
         if group_ids is None:
             raise ValueError("routing = 'group' needs group_ids, (B,) or (B, T)")
         ids = group_ids.unsqueeze(1) if group_ids.dim() == 1 else group_ids
-        if ids.shape[0] != shape[0] or ids.shape[1] not in (1, shape[1]):
+        if ids.dim() != 2 or ids.shape[0] != shape[0] or ids.shape[1] not in (1, shape[1]):
             raise ValueError(f"group_ids has shape {tuple(group_ids.shape)}; the batch needs {shape[:1]} or {shape}")
+        if ids.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"group_ids is {ids.dtype}; it must hold whole numbers (torch.int64)")
         num_groups = self.config.num_groups  # type: ignore[attr-defined]
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < num_groups:
             raise ValueError(f"group_ids must lie in 0..{num_groups - 1}; found {int(ids.min())}..{int(ids.max())}")
         return ids.expand(shape)
 
-    def _prefix_groups(self, input_ids: Tensor | None, attention_mask: Tensor | None, cache: Any) -> Tensor:
-        """Decide by the tokens so far; the running sums, (B, L), are kept on the key-value cache."""
+    def _prefix_groups(self, input_ids: Tensor | None, token_mask: Any, cache: Any) -> Tensor:
+        """Decide by the tokens so far, whose scores are kept on the key-value cache."""
         if input_ids is None:
             raise ValueError("routing = 'prefix' reads tokens: give input_ids, or group_ids with routing = 'group'")
-        mask = attention_mask
-        if mask is not None:
-            mask = mask[:, -input_ids.shape[1] :] if mask.dim() == 2 else None
-        past = getattr(cache, "language_scores", None)
-        ids_BT, scores_BL = self.language_gate(input_ids, mask, past)
+        mask = (
+            token_mask[:, -input_ids.shape[1] :] if isinstance(token_mask, Tensor) and token_mask.dim() == 2 else None
+        )
+        ids_BT, scores_BTL = self.language_gate(input_ids, mask, scores_so_far(cache))
         if cache is not None:
-            cache.language_scores = scores_BL
+            keep_scores(cache, scores_BTL)
         return ids_BT  # type: ignore[no-any-return]
 
 
@@ -181,7 +186,7 @@ class _DmoeForCausalLM(_Initialised):
         where group_ids are given, else the configuration's, `prefix`). `output_router_logits` adds every mixture
         layer's raw logits, (B, T, G), also where routing does not use them. Raises ValueError for bad group ids.
         """
-        kwargs.pop("return_dict", None)
+        return_dict = kwargs.pop("return_dict", None)
         context = RoutingContext(wants_logits=output_router_logits)
         outputs = super().forward(  # type: ignore[misc]
             input_ids=input_ids,
@@ -199,7 +204,27 @@ class _DmoeForCausalLM(_Initialised):
             **kwargs,
         )
         context.close()
-        return DmoeOutput(**outputs, router_logits=tuple(context.router_logits) or None, group_ids=context.group_ids)
+        output = DmoeOutput(**outputs, router_logits=tuple(context.router_logits) or None, group_ids=context.group_ids)
+        return output.to_tuple() if return_dict is False else output
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Add what our routing needs at each step of generation.
+
+        `token_mask`: the (B, T) mask as given, since transformers turns it into a 4-D one for caches of fixed size.
+        `group_ids` of the prompt's shape, (B, T): new tokens belong to the group of the prompt's last one.
+        """
+        group_ids = kwargs.pop("group_ids", None)
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids, *args, attention_mask=attention_mask, **kwargs
+        )
+        inputs["token_mask"] = attention_mask
+        if group_ids is not None and group_ids.dim() == 2 and inputs.get("input_ids") is not None:
+            missing = max(input_ids.shape[1] - group_ids.shape[1], 0)
+            group_ids = torch.cat([group_ids, group_ids[:, -1:].expand(-1, missing)], dim=1)
+            group_ids = group_ids[:, -inputs["input_ids"].shape[1] :]
+        return {**inputs, "group_ids": group_ids}
 
 
 @lru_cache
@@ -233,7 +258,15 @@ def config_class(model_type: str) -> Any:
     name = f"Dmoe{family.prefix}Config"
     doc = f"{family.prefix}Config with mixture layers: moe_layers, num_groups, groups {{language tag: group}}, ..."
     namespace = {"model_type": f"dmoe_{model_type}", "__doc__": doc, "__module__": __name__}
-    return type(name, (parent,), {**namespace, "__annotations__": types, **fields})
+
+    def post_init(self: Any, **kwargs: Any) -> None:
+        if self.expert_width is None:
+            self.expert_width = self.intermediate_size
+        if not self.languages:
+            self.languages = list(self.groups)
+        parent.__post_init__(self, **kwargs)
+
+    return type(name, (parent,), {**namespace, "__annotations__": types, "__post_init__": post_init, **fields})
 
 
 @lru_cache
@@ -249,7 +282,12 @@ def causal_lm_class(model_type: str) -> Any:
         return type(f"Dmoe{family.prefix}{kind}", (mixin, parent), namespace)
 
     layer = subclass("DecoderLayer", _DmoeLayer)
-    shared = {"config_class": config, "_no_split_modules": [layer.__name__]}
+    shared = {
+        "config_class": config,
+        "_no_split_modules": [layer.__name__],
+        "_keep_in_fp32_modules_strict": ["language_gate"],
+        "_can_compile_fullgraph": False,  # how many rows each expert gets is read on the host
+    }
     model = subclass("Model", _DmoeModel, layer_class=layer, family=family, **shared)
     return subclass("ForCausalLM", _DmoeForCausalLM, model_class=model, **shared)
 

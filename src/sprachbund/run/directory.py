@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -42,29 +44,48 @@ def open_run(recipe: Recipe, folder: Path, *, update: bool = False) -> Run:
     """Open or create the directory of a run.
 
     A directory belongs to one recipe: results are not overwritten by accident. With `update` it takes the new recipe,
-    and what depends on the change is computed anew. Raises InputError for a directory of another recipe or with other
-    things in it, SprachbundError when another process works in it.
+    and what depends on the change is computed anew; so does a directory in which nothing is done yet, since a first
+    attempt that stopped at a wrong path should not stand in the way of the corrected recipe. Raises InputError for a
+    directory of another recipe or with other things in it, SprachbundError when another process works in it.
     """
     file = folder / "recipe.yaml"
+    lock = None
     try:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file; give --out a folder")
-        if folder.exists() and not file.exists() and any(p.name != "lock" for p in folder.iterdir()):
+        if folder.exists() and not file.exists() and any(not _ours(path) for path in folder.iterdir()):
             raise InputError(f"{folder} exists and is no run (it has no recipe.yaml); give another --out")
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)
-        if file.exists():
-            before = build_recipe(file.read_text(encoding="utf-8"), name=str(file), folder=folder)
-            changed = _differences(before.model_dump(mode="json"), recipe.model_dump(mode="json"))
-            if changed and not update:
-                raise InputError(
-                    f"{folder} holds a run of another recipe (differing: {', '.join(changed[:4])}"
-                    f"{', ...' if len(changed) > 4 else ''}); give another --out, or --update to recompute what changed"
-                )
+        if file.exists() and not update and _has_results(folder):
+            _check_same(read_run(folder), recipe, folder)
         write_text(file, dump_recipe(recipe))
-    except OSError as error:
-        raise disk_error(error, folder) from error
+    except BaseException as error:
+        if lock is not None:
+            lock.close()
+        if isinstance(error, OSError):
+            raise disk_error(error, folder) from error
+        raise
     return Run(folder, recipe, lock)
+
+
+def _ours(path: Path) -> bool:
+    """Is this a file that open_run itself leaves when it is killed before the recipe is written?"""
+    return path.name == "lock" or (path.name.startswith(".recipe.yaml.") and path.suffix == ".tmp")
+
+
+def _has_results(folder: Path) -> bool:
+    return any(read_json(path).get("done") for path in (folder / "stages").glob("*.json"))
+
+
+def _check_same(before: Recipe, recipe: Recipe, folder: Path) -> None:
+    """Raise InputError, naming the dotted paths that differ, where a directory's recipe is not this one."""
+    changed = _differences(before.model_dump(mode="json"), recipe.model_dump(mode="json"))
+    if changed:
+        raise InputError(
+            f"{folder} holds a run of another recipe (differing: {', '.join(changed[:4])}"
+            f"{', ...' if len(changed) > 4 else ''}); give another --out, or --update to recompute what changed"
+        )
 
 
 def read_run(folder: Path) -> Recipe:
@@ -73,6 +94,24 @@ def read_run(folder: Path) -> Recipe:
     if not file.is_file():
         raise InputError(f"{folder} is no run: it has no recipe.yaml; give a recipe file or the folder of a run")
     return build_recipe(file.read_text(encoding="utf-8"), name=str(file), folder=folder)
+
+
+def _from_disk(error: Exception) -> OSError | None:
+    """Return what the disk refused, None where the error is of another kind.
+
+    The writers of safetensors, tokenizers and torch raise errors of their own, with the cause in their text only;
+    torch's file writer names its source file, and a write that came up short is all that it ever reports.
+    """
+    if isinstance(error, SprachbundError):
+        return None
+    if isinstance(error, OSError):
+        return error
+    if said := re.search(r"\(os error (\d+)\)", str(error)):
+        number = int(said[1])
+        return OSError(number, os.strerror(number))
+    if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return None
 
 
 def disk_error(error: OSError, folder: Path) -> SprachbundError:
@@ -141,8 +180,10 @@ class Run:
             result = dict(work())
             record.update(done=True, result=result)
             return result
-        except OSError as error:
-            raise disk_error(error, self.folder) from error
+        except Exception as error:
+            if (refused := _from_disk(error)) is not None:
+                raise disk_error(refused, self.folder) from error
+            raise
         finally:
             record["seconds"] = round(earlier + time.monotonic() - begun, 3)
             with suppress(OSError):

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sprachbund.grouping.greedy import Grouping
 from sprachbund.modeling import count_log_prob, expand
 from sprachbund.modeling.base import device
@@ -38,7 +40,7 @@ def run_training(
     run.forget_events(stage, after_step=int(resume.name.rsplit("-", 1)[1]) if resume else 0)
     result = train(model, blocks, plan, groups=groups, folder=folder, log=partial(run.log, stage), description=stage)
     if keep is not None:
-        save_model(model, keep)
+        save_model(model, keep, dtype=run.recipe.train.dtype)
     shutil.rmtree(folder)
     return {
         "tokens": plan.num_steps * plan.batch_size * blocks.block_size,
@@ -46,8 +48,9 @@ def run_training(
     }
 
 
-def save_model(model: Any, folder: Path) -> None:
-    """Write a model as safetensors so that the folder holds the whole of it or is not there."""
+def save_model(model: Any, folder: Path, *, dtype: str) -> None:
+    """Write a model in a dtype, as safetensors, so that the folder holds the whole of it or is not there."""
+    model.to(getattr(torch, dtype))
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
@@ -84,7 +87,7 @@ def train_dense(run: Run, base: Any, packed: PackedCorpora, grouping: Grouping) 
     plan = plan_training(run.recipe).dense()
 
     def work() -> Mapping[str, Any]:
-        model = base.load()
+        model = base.load(dtype="float32")
         blocks = training_blocks(run, packed, grouping, plan)
         return run_training(run, "dense", model, blocks, plan, groups=[0] * len(packed.train), keep=run.path("dense"))
 
@@ -95,7 +98,7 @@ def train_dense(run: Run, base: Any, packed: PackedCorpora, grouping: Grouping) 
 
 def expand_base(run: Run, base: Any, packed: PackedCorpora, grouping: Grouping, layers: Sequence[int]) -> Any:
     """Return the mixture at step 0: the base's function, in experts."""
-    dense, experts = base.load(), run.recipe.experts
+    dense, experts = base.load(dtype="float32"), run.recipe.experts
     assignment = grouping.as_dict()
     return expand(
         dense,

@@ -80,7 +80,8 @@ class Pipeline:
         """Write the mixture at step 0 to RUN/expanded."""
         base, grouping, layers = self.base, self.grouping, self.layers
         folder = self.run.path("expanded")
-        learning.save_model(learning.expand_base(self.run, base, self.packed, grouping, layers), folder)
+        model = learning.expand_base(self.run, base, self.packed, grouping, layers)
+        learning.save_model(model, folder, dtype=self.run.recipe.train.dtype)
         self.tokenizer.save_pretrained(folder)
         return folder
 

@@ -48,10 +48,10 @@ class DenseBase:
     trust_remote_code: bool
     dtype: str
 
-    def load(self) -> Any:
-        """Return the model on the device."""
+    def load(self, *, dtype: str | None = None) -> Any:
+        """Return the model on the device, its weights in the recipe's dtype or another."""
         model = load_model(
-            self.path, revision=self.revision, trust_remote_code=self.trust_remote_code, dtype=self.dtype
+            self.path, revision=self.revision, trust_remote_code=self.trust_remote_code, dtype=dtype or self.dtype
         )
         family_of(model.config.model_type)
         return model.to(device()).eval()

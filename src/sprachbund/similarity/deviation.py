@@ -35,12 +35,6 @@ class LanguageProbe:
     losses: list[float]
 
 
-def _weights(layer: Any, module: str) -> dict[str, Tensor]:
-    """Return the weight matrices (no biases) of a layer's module by name."""
-    named = getattr(layer, module).named_parameters()
-    return {name: parameter for name, parameter in named if parameter.dim() > 1}
-
-
 def probe_language(
     model: Any,
     steps: Iterable[Sequence[Tensor]],
@@ -55,11 +49,13 @@ def probe_language(
 ) -> LanguageProbe:
     """Fine-tune `model` on `steps`, each a list of micro-batches (B, T) of token ids, and return its deviation.
 
-    AdamW without weight decay, learning rate falling linearly to zero, as in the authors' code. `base` holds a copy of
-    the parameters; the model holds exactly these again afterwards, also after an error. Raises SprachbundError when the
-    loss is not finite.
+    AdamW without weight decay, learning rate falling linearly to zero over `num_steps`, as in the authors' code. `base`
+    holds a copy of the parameters; the model holds exactly these again afterwards, also after an error. Raises
+    SprachbundError when the loss or the deviation is not finite.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
+    # A step of 8e-6 is below what a bfloat16 weight resolves: the optimizer works on float32 twins of such weights.
+    weights = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.AdamW(weights.values(), lr=learning_rate, weight_decay=0.0, fused=True)
     losses = []
     try:
         model.train()
@@ -73,10 +69,21 @@ def probe_language(
                 total += float(loss.detach())
             if not np.isfinite(total):
                 raise SprachbundError(f"the probe of {tag} diverged at step {step + 1}; lower probe.learning_rate")
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            _step(model, optimizer, weights)
             losses.append(total)
-        return _read(model, tag=tag, ffn=ffn, layers=layers, sketch=sketch, base=base, losses=losses)
+        probe = _read(
+            weights,
+            base,
+            tag=tag,
+            ffn=ffn,
+            num_layers=len(model.model.layers),
+            layers=layers,
+            sketch=sketch,
+            losses=losses,
+        )
+        if not np.isfinite([*probe.ffn_norms, *probe.attention_norms]).all():
+            raise SprachbundError(f"the probe of {tag} diverged at its last step; lower probe.learning_rate")
+        return probe
     finally:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -86,23 +93,42 @@ def probe_language(
 
 
 @torch.no_grad()
+def _step(model: Any, optimizer: torch.optim.Optimizer, weights: dict[str, Tensor]) -> None:
+    """Move the float32 weights by the model's gradients, and the model's parameters with them."""
+    parameters = dict(model.named_parameters())
+    for name, weight in weights.items():
+        gradient = parameters[name].grad
+        weight.grad = None if gradient is None else gradient.float()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
+    for name, weight in weights.items():
+        if parameters[name].dtype != weight.dtype:  # a float32 parameter is its own twin
+            parameters[name].copy_(weight)
+
+
+@torch.no_grad()
 def _read(
-    model: Any,
+    weights: dict[str, Tensor],
+    base: dict[str, Tensor],
     *,
     tag: str,
     ffn: str,
+    num_layers: int,
     layers: Sequence[int],
     sketch: CountSketch,
-    base: dict[str, Tensor],
     losses: list[float],
 ) -> LanguageProbe:
+    """Compare weight matrices (no biases, no norm gains) with the base."""
     norms: dict[str, list[float]] = {ffn: [], ATTENTION: []}
     sketches = {}
-    for index, layer in enumerate(model.model.layers):
+    for index in range(num_layers):
         for module, found in norms.items():
             prefix = f"model.layers.{index}.{module}."
-            deltas = [w.float() - base[prefix + name].float() for name, w in _weights(layer, module).items()]
-            found.append(float(torch.stack([d.double().square().sum() for d in deltas]).sum().sqrt()))
+            names = [name for name, weight in weights.items() if name.startswith(prefix) and weight.dim() > 1]
+            deltas = [weights[name] - base[name].float() for name in names]
+            squares = [torch.linalg.vector_norm(delta, dtype=torch.float64).square() for delta in deltas]
+            found.append(float(torch.stack(squares).sum().sqrt()))
             if module == ffn and index in layers:
                 sketches[index] = sketch(deltas)
     return LanguageProbe(tag, norms[ffn], norms[ATTENTION], sketches, losses)
@@ -130,22 +156,30 @@ def deviation_similarity(probes: Sequence[LanguageProbe], *, center: bool) -> Si
     """Return the cosines of the languages' FFN deviations over the probed layers (DMoE section 3.1).
 
     `center` first removes the mean deviation over languages, what every fine-tuning does whatever the language; not in
-    the paper, and better at telling families apart (docs/results.md).
+    the paper, and better at telling families apart (docs/results.md). Raises SprachbundError where a deviation, centred
+    or not, is zero and has no direction.
     """
-    vectors_LP = torch.stack([torch.cat(list(probe.sketches.values())) for probe in probes]).double()
-    if center:
-        vectors_LP = vectors_LP - vectors_LP.mean(0)
-        norms_L = vectors_LP.norm(dim=1)
-    else:  # exact norms where they are known, sketched inner products
-        squares = [sum(probe.ffn_norms[layer] ** 2 for layer in probe.sketches) for probe in probes]
-        norms_L = torch.tensor(squares, dtype=torch.float64).sqrt()
-    if not bool((norms_L > 0).all()):
-        still = [probe.tag for probe, norm in zip(probes, norms_L, strict=True) if not norm > 0]
+    products_LL = torch.zeros(len(probes), len(probes), dtype=torch.float64)
+    for layer in probes[0].sketches:  # one layer at a time: all of them for many languages would be gigabytes
+        vectors_LP = torch.stack([probe.sketches[layer] for probe in probes]).double()
+        if center:
+            vectors_LP = vectors_LP - vectors_LP.mean(0)
+        products_LL += vectors_LP @ vectors_LP.T
+    exact_L = torch.tensor(
+        [sum(probe.ffn_norms[layer] ** 2 for layer in probe.sketches) for probe in probes], dtype=torch.float64
+    ).sqrt()
+    if still := [probe.tag for probe, norm in zip(probes, exact_L, strict=True) if not norm > 0]:
         raise SprachbundError(
             f"the probe did not move the parameters for {', '.join(still)}; raise probe.learning_rate"
         )
-    unit_LP = vectors_LP / norms_L.unsqueeze(1)
-    values_LL = (unit_LP @ unit_LP.T).clamp(-1, 1)
+    # exact norms where they are known, sketched inner products
+    norms_L = products_LL.diagonal().sqrt() if center else exact_L
+    if alike := [probe.tag for probe, norm in zip(probes, norms_L, strict=True) if not norm > 0]:
+        raise SprachbundError(
+            f"the probe of {', '.join(alike)} moved the parameters exactly as the mean of all languages did; "
+            "give each language a text of its own, or set probe.center: false"
+        )
+    values_LL = (products_LL / torch.outer(norms_L, norms_L)).clamp(-1, 1)
     values_LL = (values_LL + values_LL.T) / 2
     values_LL.fill_diagonal_(1.0)
     return Similarity(tuple(probe.tag for probe in probes), values_LL.numpy())

@@ -5,26 +5,34 @@ that of the vectors, and a cosine's error is about 1/sqrt(size). Linear: the ske
 the sketches, so languages can be centred afterwards.
 """
 
+from hashlib import blake2b
+
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 22
-_MASK = (1 << 63) - 1
+CHUNK = 1 << 20  # coordinates hashed at once: about 50 MB of working memory
+
+
+def _shifted(numbers: Tensor, bits: int) -> Tensor:
+    """Shift right without the sign: torch's >> on int64 drags the highest bit along."""
+    return (numbers >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mix(numbers: Tensor) -> Tensor:
-    """Hash int64 numbers (a multiply-xorshift mix, in wrapping 64-bit arithmetic)."""
-    for multiplier in (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15):
-        numbers = (numbers ^ ((numbers & _MASK) >> 30)) * multiplier
-    return numbers ^ ((numbers & _MASK) >> 31)
+    """Hash int64 numbers by the finaliser of SplitMix64 (Steele, Lea, Flood 2014), in wrapping 64-bit arithmetic."""
+    numbers = (numbers ^ _shifted(numbers, 30)) * -0x40A7B892E31B1A47
+    numbers = (numbers ^ _shifted(numbers, 27)) * -0x6B2FB644ECCEEE15
+    return numbers ^ _shifted(numbers, 31)
 
 
 class CountSketch:
-    """Sketches vectors to `size` floats; two sketches compare only under the same size and seed."""
+    """Sketches vectors to `size` floats; two sketches compare only under the same size and seed (any integer)."""
 
     def __init__(self, size: int, *, seed: int) -> None:
         self.size = size
         self.seed = seed
+        # 64 bits of any seed, so that the coordinates of two seeds never fall on the same hashes
+        self._salt = int.from_bytes(blake2b(str(seed).encode(), digest_size=8).digest(), "little", signed=True)
 
     def __call__(self, parts: list[Tensor]) -> Tensor:
         """Return the float32 sketch, (size,), of the concatenation of `parts`.
@@ -35,15 +43,16 @@ class CountSketch:
         if length <= self.size:
             flat = torch.cat([part.detach().reshape(-1).float() for part in parts])
             return torch.nn.functional.pad(flat, (0, self.size - length)).cpu()
-        sketch = torch.zeros(self.size, dtype=torch.float32, device=parts[0].device)
+        # float64: the order of summation, which accelerators do not fix, then hardly ever shows in the float32 result
+        sketch = torch.zeros(self.size, dtype=torch.float64, device=parts[0].device)
         offset = 0
         for part in parts:
             flat = part.detach().reshape(-1)
             for start in range(0, flat.numel(), CHUNK):
-                values = flat[start : start + CHUNK].float()
+                values = flat[start : start + CHUNK].double()
                 places = torch.arange(offset + start, offset + start + values.numel(), device=values.device)
-                hashed = _mix(places * 2 + 1 + self.seed * 0x1000000000000)
-                sign = 1.0 - 2.0 * (hashed & 1).float()
-                sketch.index_add_(0, ((hashed & _MASK) >> 1) % self.size, values * sign)
+                hashed = _mix(places ^ self._salt)
+                sign = 1 - 2 * (hashed & 1)
+                sketch.index_add_(0, _shifted(hashed, 1) % self.size, values * sign)
             offset += flat.numel()
-        return sketch.cpu()
+        return sketch.float().cpu()

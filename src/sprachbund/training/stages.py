@@ -34,6 +34,7 @@ class TrainingPlan:
     weight_decay: float = 0.0
     beta2: float = 0.95
     max_grad_norm: float = 1.0
+    bfloat16: bool = False
     gradient_checkpointing: bool = False
     checkpoints: int = 4
     log_every: int | None = None
@@ -89,6 +90,7 @@ def plan_training(recipe: Recipe) -> TrainingPlan:
         weight_decay=train.weight_decay,
         beta2=train.beta2,
         max_grad_norm=train.max_grad_norm,
+        bfloat16=train.dtype == "bfloat16",
         gradient_checkpointing=train.gradient_checkpointing,
         checkpoints=train.checkpoints,
         log_every=train.log_every,
@@ -108,6 +110,7 @@ def plan_base(scratch: Scratch, recipe: Recipe) -> TrainingPlan:
         learning_rate=scratch.learning_rate,
         stages=(StagePlan(num_steps, None),),
         beta2=recipe.train.beta2,
+        bfloat16=recipe.train.dtype == "bfloat16",
         checkpoints=recipe.train.checkpoints,
         seed=recipe.seed,
     )

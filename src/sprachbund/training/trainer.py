@@ -1,5 +1,6 @@
 """The Hugging Face Trainer with our batches, losses and stages."""
 
+import json
 import logging
 import math
 import shutil
@@ -17,6 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from sprachbund.errors import SprachbundError
 from sprachbund.memory import peak_memory_mb
+from sprachbund.modeling.base import device
 from sprachbund.modeling.model import is_dmoe
 from sprachbund.progress import Advance, track
 from sprachbund.training.batches import TrainingBlocks, collate
@@ -25,6 +27,7 @@ from sprachbund.training.stages import TrainingPlan
 
 Log = Callable[..., None]
 COMPLETE = "complete"  # written last into a checkpoint: a torn one has none
+TOKENS = "tokens.json"  # tokens per language and expert up to a checkpoint
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,9 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
 
 
 class _Callback(TrainerCallback):  # type: ignore[misc]
-    """Moves the progress display, measures speed, and marks checkpoints as complete."""
+    """Moves the progress display, measures speed, and completes checkpoints."""
+
+    trainer: "GroupTrainer"
 
     def __init__(self, advance: Advance, tokens_per_step: int) -> None:
         self.advance = advance
@@ -180,7 +185,9 @@ class _Callback(TrainerCallback):  # type: ignore[misc]
         self.advance(1, f"{self.steps * self.tokens_per_step / (time.monotonic() - self.begun):,.0f} tokens/s")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        (folder / TOKENS).write_text(json.dumps(self.trainer.tokens_LG.tolist()))
+        (folder / COMPLETE).touch()
 
     def tokens_per_second(self) -> float:
         """Return the speed since the last call."""
@@ -202,7 +209,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     return best[1] if best else None
 
 
-def _recompute_activations(model: Any) -> None:
+def recompute_activations(model: Any) -> None:
     """Switch gradient checkpointing on, non-reentrant: the reentrant kind loses the router's gradient."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
@@ -234,6 +241,8 @@ def train(
         gradient_accumulation_steps=plan.batch_size // plan.micro_batch_size,
         learning_rate=plan.learning_rate,
         max_grad_norm=plan.max_grad_norm,
+        use_cpu=device().type == "cpu",  # bf16 is refused there unless it is asked for by name
+        bf16=plan.bfloat16,  # arithmetic only: updates of float32 weights are too small for bfloat16 ones
         save_strategy="steps" if save else "no",
         save_steps=max(math.ceil(plan.num_steps / (plan.checkpoints + 1)), 1),
         save_total_limit=2,  # while one is written, the other is whole
@@ -247,7 +256,7 @@ def train(
         seed=plan.seed,
     )
     if plan.gradient_checkpointing:
-        _recompute_activations(model)
+        recompute_activations(model)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     tokens_per_step = plan.batch_size * blocks.block_size
     with track(description, plan.num_steps, start=done) as advance:
@@ -262,7 +271,9 @@ def train(
             data_collator=collate,
             callbacks=[callback],
         )
-        trainer.callback = callback
+        trainer.callback, callback.trainer = callback, trainer
+        if resume:
+            trainer.tokens_LG = torch.tensor(json.loads((resume / TOKENS).read_text()), dtype=torch.float64)
         trainer.remove_callback(PrinterCallback)
         model.train()
         begun = time.monotonic()
