@@ -246,6 +246,11 @@ class Train(Part):
             raise ValueError(f"tokens = {self.tokens} is less than one step of {self.tokens_per_step}")
         if abs(sum(stage.share for stage in self.stages) - 1) > 1e-6:
             raise ValueError(f"the stages' shares sum to {sum(s.share for s in self.stages):g}; they must sum to 1")
+        ends = self.stage_ends()
+        if empty := [i for i, end in enumerate(ends) if end <= (ends[i - 1] if i else 0)]:
+            raise ValueError(
+                f"stages.{empty[0]} gets none of the {self.num_steps} steps; give it a larger share or more train.tokens"
+            )
         return self
 
     @property

@@ -90,7 +90,7 @@ def pack(
         with wide.open("wb") as file:
             while batch := list(islice(stream, DOCUMENTS_AT_ONCE)):
                 ids = _flat(batch, tokenize, separator)
-                ids.tofile(file)
+                file.write(ids.tobytes())  # tofile hides why the disk refused
                 num_documents += len(batch)
                 num_bytes += sum(len(document.encode("utf-8")) for document in batch)
                 num_tokens += len(ids)

@@ -51,6 +51,11 @@ def test_text(
     return TestText(np.array(ids, dtype=np.int64), num_bytes)
 
 
+def _exp(nats: float) -> float:
+    """Return e^nats; a model that diverged far has the largest number instead of an overflow."""
+    return math.exp(min(nats, 700.0))
+
+
 @dataclass
 class LanguageScores:
     """Sums over one language's positions, under one model and routing: nats of negative log-likelihood and counts."""
@@ -65,12 +70,12 @@ class LanguageScores:
     @property
     def perplexity(self) -> float:
         """exp of the mean negative log-likelihood per token, over all positions."""
-        return math.exp(self.nats / self.positions)
+        return _exp(self.nats / self.positions)
 
     @property
     def perplexity_after_burn_in(self) -> float:
         """The same over positions with enough context."""
-        return math.exp(self.nats_after_burn_in / self.positions_after_burn_in)
+        return _exp(self.nats_after_burn_in / self.positions_after_burn_in)
 
     def bits_per_byte(self, bytes_per_token: float) -> float:
         """Bits to encode one byte of text; comparable across tokenizers."""

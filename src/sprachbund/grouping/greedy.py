@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from sprachbund.errors import InputError, nearest
 from sprachbund.files import describe, read_json_object, write_text
+from sprachbund.languages import canonical
 from sprachbund.grouping.similarity_csv import Matrix, Similarity
 
 MOST_COMBINATIONS = 3_000_000
@@ -172,7 +173,7 @@ def read_groups(path: Path | str, *, tags: Sequence[str] | None = None) -> Group
 
     Args:
         path: the JSON file.
-        tags: where given, exactly these languages must be there.
+        tags: where given, exactly these languages must be there, in any notation.
 
     Raises:
         InputError: malformed JSON (with its line), a language twice, groups that are neither all whole numbers nor
@@ -190,7 +191,10 @@ def read_groups(path: Path | str, *, tags: Sequence[str] | None = None) -> Group
                 f"{path}: the group of {tag!r} is {describe(value)}; "
                 "give a whole number from 0 for every language, or a name for every language."
             )
-        assignment[tag] = numbers.setdefault(value, len(numbers))
+        known = tag if tags is None else canonical(tag)
+        if known in assignment:
+            raise InputError(f"{path}: {tag!r} is {known}, which is there already; name every language once.")
+        assignment[known] = numbers.setdefault(value, len(numbers))
     if tags is not None:
         _check_tags(assignment, tags=tags, path=path)
     return Grouping.from_dict(assignment)

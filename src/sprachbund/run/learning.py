@@ -28,7 +28,8 @@ def run_training(
     plan: TrainingPlan,
     *,
     groups: Sequence[int],
-    keep: Path | None,
+    tokenizer: Any,
+    keep: Path,
 ) -> dict[str, Any]:
     """Train a model in place, from its last checkpoint if there is one, and save it to `keep`; returns its facts."""
     folder = run.path(f"checkpoints/{stage}-{run.fingerprints[stage]}")
@@ -39,8 +40,7 @@ def run_training(
     resume = last_checkpoint(folder)
     run.forget_events(stage, after_step=int(resume.name.rsplit("-", 1)[1]) if resume else 0)
     result = train(model, blocks, plan, groups=groups, folder=folder, log=partial(run.log, stage), description=stage)
-    if keep is not None:
-        save_model(model, keep, dtype=run.recipe.train.dtype)
+    save_model(model, tokenizer, keep, dtype=run.recipe.train.dtype)
     shutil.rmtree(folder)
     return {
         "tokens": plan.num_steps * plan.batch_size * blocks.block_size,
@@ -48,14 +48,18 @@ def run_training(
     }
 
 
-def save_model(model: Any, folder: Path, *, dtype: str) -> None:
-    """Write a model in a dtype, as safetensors, so that the folder holds the whole of it or is not there."""
+def save_model(model: Any, tokenizer: Any, folder: Path, *, dtype: str) -> None:
+    """Write a model as safetensors in a dtype, and its tokenizer: the folder then holds all of it or is not there."""
     model.to(getattr(torch, dtype))
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def training_blocks(run: Run, packed: PackedCorpora, grouping: Grouping, plan: TrainingPlan) -> TrainingBlocks:
@@ -74,22 +78,26 @@ def training_blocks(run: Run, packed: PackedCorpora, grouping: Grouping, plan: T
 
 
 def _inputs(run: Run, packed: PackedCorpora, grouping: Grouping) -> list[Any]:
-    """Return what both trainings depend on."""
+    """Return what both trainings depend on: of the stages only their learning rates."""
     recipe = run.recipe
     train_part = recipe.train.model_dump(exclude={"stages", "checkpoints", "log_every", "trackers"})
-    stages = [[s.share, s.learning_rate] for s in recipe.train.stages]
+    own_rates = recipe.train.cosine == "stage" or any(s.learning_rate for s in recipe.train.stages)
+    stages = [[s.share, s.learning_rate] for s in recipe.train.stages] if own_rates else []
     assignment = list(grouping.as_dict().items()) if recipe.mixture.balance_groups else []
     return [train_part, stages, recipe.mixture.model_dump(), packed.digest, assignment, recipe.seed]
 
 
-def train_dense(run: Run, base: Any, packed: PackedCorpora, grouping: Grouping) -> dict[str, Any]:
+def train_dense(run: Run, base: Any, packed: PackedCorpora, grouping: Grouping, tokenizer: Any) -> dict[str, Any]:
     """Train the dense control into RUN/dense."""
     plan = plan_training(run.recipe).dense()
 
     def work() -> Mapping[str, Any]:
         model = base.load(dtype="float32")
         blocks = training_blocks(run, packed, grouping, plan)
-        return run_training(run, "dense", model, blocks, plan, groups=[0] * len(packed.train), keep=run.path("dense"))
+        groups = [0] * len(packed.train)
+        return run_training(
+            run, "dense", model, blocks, plan, groups=groups, tokenizer=tokenizer, keep=run.path("dense")
+        )
 
     # a control that is not kept may be gone after evaluation, and is still done
     outputs = ["dense/model.safetensors"] if run.recipe.dense.keep else []
@@ -125,9 +133,9 @@ def train_mixture(
         blocks = training_blocks(run, packed, grouping, plan)
         assignment = grouping.as_dict()
         groups = [assignment[tag] for tag in packed.train]
-        facts = run_training(run, "train", model, blocks, plan, groups=groups, keep=run.path("model"))
-        tokenizer.save_pretrained(run.path("model"))
-        return facts
+        return run_training(
+            run, "train", model, blocks, plan, groups=groups, tokenizer=tokenizer, keep=run.path("model")
+        )
 
     stages = [s.model_dump() for s in run.recipe.train.stages]
     experts = run.recipe.experts.model_dump()

@@ -68,7 +68,7 @@ class Pipeline:
     def dense(self) -> dict[str, Any]:
         """The dense control's facts, its model in RUN/dense."""
         base, grouping = self.base, self.grouping
-        return learning.train_dense(self.run, base, self.packed, grouping)
+        return learning.train_dense(self.run, base, self.packed, grouping, self.tokenizer)
 
     @cached_property
     def trained(self) -> dict[str, Any]:
@@ -81,8 +81,7 @@ class Pipeline:
         base, grouping, layers = self.base, self.grouping, self.layers
         folder = self.run.path("expanded")
         model = learning.expand_base(self.run, base, self.packed, grouping, layers)
-        learning.save_model(model, folder, dtype=self.run.recipe.train.dtype)
-        self.tokenizer.save_pretrained(folder)
+        learning.save_model(model, self.tokenizer, folder, dtype=self.run.recipe.train.dtype)
         return folder
 
     @cached_property

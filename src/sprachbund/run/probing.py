@@ -62,7 +62,7 @@ def make_base(run: Run, packed: PackedCorpora, tokenizer: Any) -> DenseBase:
     recipe = run.recipe
     base, dtype = recipe.base, recipe.train.dtype
     if base.scratch is None:
-        run.fingerprints["base"] = f"{base.path}@{base.revision} {dtype}"
+        run.fingerprints["base"] = f"{base.path}@{base.revision} {dtype} {_weights_state(Path(base.path or ''))}"
         return DenseBase(base.path or "", base.revision, base.trust_remote_code, dtype)
     scratch, folder = base.scratch, run.path("base")
     plan = plan_base(scratch, recipe)
@@ -83,13 +83,18 @@ def make_base(run: Run, packed: PackedCorpora, tokenizer: Any) -> DenseBase:
             micro_batch_size=plan.micro_batch_size,
             seed=recipe.seed,
         )
-        result = run_training(run, "base", model, blocks, plan, groups=[0] * len(packed.train), keep=folder)
-        tokenizer.save_pretrained(folder)
-        return result
+        groups = [0] * len(packed.train)
+        return run_training(run, "base", model, blocks, plan, groups=groups, tokenizer=tokenizer, keep=folder)
 
     inputs = [scratch.model_dump(), packed.digest, recipe.mixture.model_dump(), recipe.train.block_size, recipe.seed]
     run.stage("base", [*inputs, recipe.train.beta2], ["base/model.safetensors"], work, after=["tokenizer"])
     return DenseBase(str(folder), "main", False, dtype)
+
+
+def _weights_state(folder: Path) -> list[Any]:
+    """Return names, sizes and times of a local checkpoint's files, which tell whether it has changed."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
 
 
 def probe(run: Run, base: DenseBase, packed: PackedCorpora) -> list[LanguageProbe]:
