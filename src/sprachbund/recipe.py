@@ -249,7 +249,7 @@ class Train(Part):
         ends = self.stage_ends()
         if empty := [i for i, end in enumerate(ends) if end <= (ends[i - 1] if i else 0)]:
             raise ValueError(
-                f"stages.{empty[0]} gets none of the {self.num_steps} steps; give it a larger share or more train.tokens"
+                f"stages.{empty[0]} gets none of the {self.num_steps} steps; give it a larger share, or more tokens"
             )
         return self
 

@@ -257,3 +257,16 @@ def test_bad_groups_files_are_named(content: str, message: str, tmp_path: Path) 
 def test_missing_groups_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.json: cannot be read"):
         read_groups(tmp_path / "absent.json")
+
+
+def test_given_groups_may_name_languages_in_any_notation(tmp_path: Path) -> None:
+    path = tmp_path / "groups.json"
+    path.write_text('{"Zulu": "bantu", "sw": "bantu", "uk": "slavic"}')
+    assert read_groups(path, tags=["swh_Latn", "zul_Latn", "ukr_Cyrl"]).as_dict() == {
+        "zul_Latn": 0,
+        "swh_Latn": 0,
+        "ukr_Cyrl": 1,
+    }
+    path.write_text('{"zul_Latn": 0, "zu": 0, "ukr_Cyrl": 1}')
+    with pytest.raises(InputError, match="'zu' is zul_Latn, which is there already"):
+        read_groups(path, tags=["zul_Latn", "ukr_Cyrl"])

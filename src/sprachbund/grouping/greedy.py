@@ -7,6 +7,7 @@ Shapes: L languages, C combinations, S languages in a group.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import chain, combinations, islice
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 
 from sprachbund.errors import InputError, nearest
 from sprachbund.files import describe, read_json_object, write_text
-from sprachbund.languages import canonical
 from sprachbund.grouping.similarity_csv import Matrix, Similarity
+from sprachbund.languages import canonical
 
 MOST_COMBINATIONS = 3_000_000
 
@@ -191,13 +192,21 @@ def read_groups(path: Path | str, *, tags: Sequence[str] | None = None) -> Group
                 f"{path}: the group of {tag!r} is {describe(value)}; "
                 "give a whole number from 0 for every language, or a name for every language."
             )
-        known = tag if tags is None else canonical(tag)
+        known = tag if tags is None else _known(tag, tags)
         if known in assignment:
             raise InputError(f"{path}: {tag!r} is {known}, which is there already; name every language once.")
         assignment[known] = numbers.setdefault(value, len(numbers))
     if tags is not None:
         _check_tags(assignment, tags=tags, path=path)
     return Grouping.from_dict(assignment)
+
+
+def _known(tag: str, tags: Sequence[str]) -> str:
+    """Return the recipe's name of a language that a file may call otherwise; unknown ones stay as they are."""
+    if tag not in tags:
+        with suppress(InputError):
+            return canonical(tag)
+    return tag
 
 
 def _check_tags(assignment: Mapping[str, int], *, tags: Sequence[str], path: Path) -> None:

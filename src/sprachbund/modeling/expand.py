@@ -37,29 +37,23 @@ def _dmoe_config(dense: Any, **fields: Any) -> Any:
 
 
 @torch.no_grad()
-def _fill_experts(
-    moe: Any, dense_ffn: nn.Module, family: Family, *, kind: str, std: float, generator: torch.Generator
-) -> None:
-    """Copy the dense FFN into every expert; a shared-kind expert ends in zeros and adds nothing at first."""
+def _fill_experts(moe: Any, dense_ffn: nn.Module, family: Family, *, kind: str, generator: torch.Generator) -> None:
+    """Fill the experts: copies of the dense FFN, or, kind `shared`, fresh ones that end in zeros and add nothing.
+
+    A fresh expert's first projections are drawn at the dense FFN's own scale. Starting from the FFN's units instead
+    would start from features that the layer has already (docs/decisions.md has the measurement).
+    """
     gate_FD: Tensor = getattr(dense_ffn, family.gate).weight
     up_FD: Tensor = getattr(dense_ffn, family.up).weight
-    down_DF: Tensor = getattr(dense_ffn, family.down).weight
     experts = moe.experts
-    width = experts.down_proj.shape[-1]
     if kind == "copy":
         experts.gate_up_proj.copy_(torch.cat([gate_FD, up_FD]).expand_as(experts.gate_up_proj))
-        experts.down_proj.copy_(down_DF.expand_as(experts.down_proj))
+        experts.down_proj.copy_(getattr(dense_ffn, family.down).weight.expand_as(experts.down_proj))
         return
-    num_dense = gate_FD.shape[0]
-    for g in range(experts.num_experts):
-        units = torch.arange(num_dense)
-        if width < num_dense:  # units of the dense FFN, each at most once: two equal ones would stay equal for ever
-            units = torch.randperm(num_dense, generator=generator)[:width]
-        extra_WD = torch.randn(2, width - len(units), gate_FD.shape[1], generator=generator) * std
-        gate_WD, up_WD = (
-            torch.cat([dense[units], extra.to(dense)]) for dense, extra in zip((gate_FD, up_FD), extra_WD, strict=True)
-        )
-        experts.gate_up_proj[g].copy_(torch.cat([gate_WD, up_WD]))
+    width = experts.down_proj.shape[-1]
+    for expert_2FD in experts.gate_up_proj:
+        for half_FD, dense_FD in zip(expert_2FD.split(width), (gate_FD, up_FD), strict=True):
+            half_FD.copy_(torch.randn(half_FD.shape, generator=generator) * dense_FD.float().std().cpu())
     experts.down_proj.zero_()
 
 
@@ -80,9 +74,8 @@ def expand(
 
     `groups` is {language tag: group}, in the order of the languages of `log_prob`, (V, L), the gate's table
     (`count_log_prob`; uniform when None). Kind `copy`: G copies of each chosen FFN replace it (sparse upcycling, DMoE
-    section 3.3). Kind `shared`: the FFN stays and each group adds an expert of `width` units (default: the FFN's)
-    that starts from the FFN's first projections (some of their units where it is narrower, random ones added where it
-    is wider) and a zero last one. Raises InputError for an unsupported family, layers that do not exist, groups with
+    section 3.3). Kind `shared`: the FFN stays and each group adds a fresh expert of `width` units (default: the FFN's)
+    with a zero last projection. Raises InputError for an unsupported family, layers that do not exist, groups with
     gaps and a table of another shape. The dense model is left as it was.
     """
     family = family_of(model.config.model_type)
@@ -114,7 +107,7 @@ def expand(
     for index in config.moe_layers:
         moe = getattr(twin.model.layers[index], family.ffn)
         dense_ffn = getattr(model.model.layers[index], family.ffn)
-        _fill_experts(moe, dense_ffn, family, kind=kind, std=config.initializer_range, generator=generator)
+        _fill_experts(moe, dense_ffn, family, kind=kind, generator=generator)
         with torch.no_grad():
             if router_init == "zero":
                 moe.gate.weight.zero_()

@@ -71,7 +71,11 @@ def evaluate(run: Run, base: DenseBase, corpora: Corpora, tokenizer: Any, groupi
             shutil.rmtree(run.path("dense"), ignore_errors=True)
         return {"average": metrics["average"]}
 
-    inputs: list[Any] = [recipe.evaluate.model_dump(exclude={"batch_tokens"}), recipe.dense.model_dump(), corpora.states]
+    inputs: list[Any] = [
+        recipe.evaluate.model_dump(exclude={"batch_tokens"}),
+        recipe.dense.model_dump(),
+        corpora.states,
+    ]
     inputs += [recipe.splits.model_dump(), recipe.seed, recipe.name, recipe.preset]
     run.stage("evaluate", inputs, ["metrics.json"], work, after=after)
     return read_json(run.path("metrics.json"))
