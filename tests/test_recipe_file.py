@@ -16,7 +16,7 @@ languages:
   swh_Latn: sw.jsonl
   zul_Latn: zu.jsonl
 groups: {count: 2}
-train: {tokens: 4096, tokens_per_step: 1024, block_size: 128}
+train: {tokens: 16384, tokens_per_step: 1024, block_size: 128}
 """
 
 
@@ -114,7 +114,7 @@ def test_a_key_like_no_other_gets_the_list_only() -> None:
 
 def test_a_missing_key_and_how_many_mistakes_there_are() -> None:
     assert fault("name: small\n") == "r.yaml: base is missing; give it a value (docs/recipe.md) (and 2 more)"
-    assert fault(TEXT.replace("tokens: 4096, ", "")) == (
+    assert fault(TEXT.replace("tokens: 16384, ", "")) == (
         "r.yaml: train.tokens is missing; give it a value (docs/recipe.md)"
     )
 
@@ -213,8 +213,8 @@ def test_an_item_of_a_list_that_the_preset_gives_can_be_set() -> None:
 
 
 def test_a_preset_that_is_set_is_the_one_that_the_others_change() -> None:
-    stages = build(TEXT, "train.stages.2.router_loss=3", "preset=native").train.stages
-    assert [s.router_loss for s in stages] == [1.28, 1.0, 3.0]
+    stages = build(TEXT, "train.stages.1.router_loss=3", "preset=native").train.stages
+    assert [(s.routing, s.router_loss) for s in stages] == [("group", 1.28), ("top_k", 3.0)]
 
 
 def test_the_seed_of_the_command_line_wins() -> None:
@@ -229,7 +229,7 @@ def test_the_seed_of_the_command_line_wins() -> None:
         ("=3", "give a.b=value, for example --set train.tokens=100000"),
         ("train..tokens=3", "give a.b=value, for example --set train.tokens=100000"),
         ("name.first=3", "name holds 'small', which has no parts"),
-        ("train.tokens.x=3", "train.tokens holds 4096, which has no parts"),
+        ("train.tokens.x=3", "train.tokens holds 16384, which has no parts"),
         ("train.stages.2.share=3", "2 is no item of a list of 2; they are counted from 0"),
         ("train.stages.-1.share=3", "-1 is no item of a list of 2; they are counted from 0"),
         ("train.stages.first=3", "first is no item of a list of 2; they are counted from 0"),

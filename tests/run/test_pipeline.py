@@ -167,7 +167,7 @@ def test_another_preset_keeps_what_it_shares(
 ) -> None:
     said = cli("run", shared_tiny, "--out", copied, "--set", f"preset={preset}", "--update")
     assert said.status == 0, said.err
-    kept = ["tokenizer", "corpora", "base", "probe"] if preset == "native" else ["tokenizer", "corpora"]
+    kept = ["tokenizer", "corpora", "base", *(["probe", "groups", "dense", "layers"] if preset == "native" else [])]
     assert said.skipped[: len(kept)] == kept
     assert not {"train", "evaluate", "report"} & set(said.skipped)
     config = json.loads((copied / "model/config.json").read_text())
@@ -176,7 +176,7 @@ def test_another_preset_keeps_what_it_shares(
     assert metrics_of(copied)["preset"] == preset
     events = [json.loads(line) for line in (copied / "events.jsonl").read_text().splitlines()]
     routings = [e["routing"] for e in events if e["stage"] == "train" and e["event"] == "step"]
-    assert routings == (["group"] * 7 + ["top_k"] * 3 if preset == "native" else ["group"] + ["top_k"] * 9)
+    assert routings == ["group"] + ["top_k"] * 9
     assert metrics_of(copied)["average"] != metrics_of(finished)["average"]
 
 

@@ -241,13 +241,13 @@ def test_one_text_is_like_itself_and_unlike_another_script(center: bool) -> None
     model = tiny()
     texts = {"a": (ENGLISH, 0), "b": (ENGLISH, 48), "c": (RUSSIAN, 0), "d": (HINDI, 0)}
     probes = [
-        run(model, text_steps(text, num_steps=6, shift=shift), tag=tag, num_steps=6)
+        run(model, text_steps(text, num_steps=12, shift=shift), tag=tag, num_steps=12, learning_rate=5e-3)
         for tag, (text, shift) in texts.items()
     ]
     similarity = deviation_similarity(probes, center=center)
     values = similarity.values_LL
     assert similarity.tags == ("a", "b", "c", "d")
-    assert values[0, 1] > 0.6
+    assert values[0, 1] > 0.25
     assert values[0, 1] > max(values[0, 2], values[0, 3], values[2, 3]) + 0.3
 
 

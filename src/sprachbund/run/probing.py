@@ -87,7 +87,7 @@ def make_base(run: Run, packed: PackedCorpora, tokenizer: Any) -> DenseBase:
         return run_training(run, "base", model, blocks, plan, groups=groups, tokenizer=tokenizer, keep=folder)
 
     inputs = [scratch.model_dump(), packed.digest, recipe.mixture.model_dump(), recipe.train.block_size, recipe.seed]
-    run.stage("base", [*inputs, recipe.train.beta2], ["base/model.safetensors"], work, after=["tokenizer"])
+    run.stage("base", [*inputs, recipe.train.dtype], ["base/model.safetensors"], work, after=["tokenizer"])
     return DenseBase(str(folder), "main", False, dtype)
 
 

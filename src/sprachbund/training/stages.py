@@ -109,7 +109,6 @@ def plan_base(scratch: Scratch, recipe: Recipe) -> TrainingPlan:
         micro_batch_size=batch,
         learning_rate=scratch.learning_rate,
         stages=(StagePlan(num_steps, None),),
-        beta2=recipe.train.beta2,
         bfloat16=recipe.train.dtype == "bfloat16",
         checkpoints=recipe.train.checkpoints,
         seed=recipe.seed,
