@@ -158,7 +158,7 @@ class Groups(Part):
 class Layers(Part):
     """Which layers become mixtures of experts: give one key, or the word `all`."""
 
-    all: bool | None = Field(None, description="every layer [measured: best at every size that we tried]")
+    all: bool | None = Field(None, description="every layer [measured]")
     epsilon: float | None = Field(None, ge=0, le=1, description="normalised FFN deviation at least this [paper: 0.6]")
     top: Positive | None = Field(None, description="so many layers, largest deviation first")
     given: list[Annotated[int, Field(ge=0)]] | None = Field(None, description="layer numbers, counted from 0")

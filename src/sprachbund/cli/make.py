@@ -44,18 +44,13 @@ def audit(recipe: RecipeArgument, sets: SetOption = None, as_json: JsonOption = 
     from sprachbund.corpora.audit import as_json as to_json
     from sprachbund.corpora.audit import audit as run_audit
     from sprachbund.corpora.audit import render_audit
+    from sprachbund.modeling.base import tokenize_with
     from sprachbund.recipe_file import load_recipe
+    from sprachbund.run.data import Corpora, load_or_train_tokenizer
 
-    loaded = load_recipe(recipe, overrides=sets or [])
-    tokenize = None
-    if loaded.base.path is not None:  # a scratch base has no tokenizer yet
-        from sprachbund.modeling.base import load_tokenizer, tokenize_with
-
-        base = loaded.base
-        tokenize = tokenize_with(
-            load_tokenizer(base.path or "", revision=base.revision, trust_remote_code=base.trust_remote_code)
-        )
-    rows = run_audit(loaded, tokenize=tokenize)
+    corpora = Corpora(load_recipe(recipe, overrides=sets or []))
+    tokenizer = load_or_train_tokenizer(corpora)
+    rows = run_audit(corpora.recipe, documents=corpora.documents, tokenize=tokenize_with(tokenizer))
     if as_json:
         typer.echo(json.dumps(to_json(rows), indent=1, ensure_ascii=False))
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,8 +58,13 @@ class AuditRow:
         return found
 
 
-def audit(recipe: Recipe, *, tokenize: Callable[[list[str]], list[list[int]]] | None = None) -> list[AuditRow]:
-    """Read every corpus of `recipe` and return one row per language, in the recipe's order.
+def audit(
+    recipe: Recipe,
+    *,
+    documents: Mapping[str, SplitDocuments] | None = None,
+    tokenize: Callable[[list[str]], list[list[int]]] | None = None,
+) -> list[AuditRow]:
+    """Return one row per language, in the recipe's order; reads the corpora where `documents` does not hold them.
 
     Why first: a wrong script, a copied file or an empty split is found in seconds here and in hours later. With
     `tokenize` the training split is tokenised as well, to count tokens and bytes per token.
@@ -69,9 +74,9 @@ def audit(recipe: Recipe, *, tokenize: Callable[[list[str]], list[list[int]]] | 
     """
     rows: dict[str, dict[str, Any]] = {}
     for tag, source in recipe.languages.items():
-        documents = split_documents(source, recipe.splits, seed=recipe.seed)
-        num_tokens = None if tokenize is None else sum(len(ids) for ids in tokenize(documents.train))
-        rows[tag] = _measured(tag, documents, num_tokens)
+        mine = documents[tag] if documents else split_documents(source, recipe.splits, seed=recipe.seed)
+        num_tokens = None if tokenize is None else sum(len(ids) for ids in tokenize(mine.train))
+        rows[tag] = _measured(tag, mine, num_tokens)
     sizes = {tag: int(row["bytes"]) for tag, row in rows.items()}
     all_tokens = sum(row["tokens"] or 0 for row in rows.values())
     bytes_per_token = sum(sizes.values()) / all_tokens if all_tokens else ASSUMED_BYTES_PER_TOKEN

@@ -104,6 +104,7 @@ class _DmoeModel(_Initialised):
         routing_context: RoutingContext | None = None,
         **kwargs: Any,
     ) -> Any:
+        """Run the dense family's forward with the routing decided; see the causal model for the arguments."""
         use_cache = self.config.use_cache if use_cache is None else use_cache  # type: ignore[attr-defined]
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)  # type: ignore[attr-defined]

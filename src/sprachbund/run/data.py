@@ -61,24 +61,34 @@ class Corpora:
         return {tag: source_state(source) for tag, source in self.recipe.languages.items()}
 
 
-def make_tokenizer(run: Run, corpora: Corpora) -> Any:
-    """Return the base's tokenizer: loaded, or trained on the mixture's train texts into RUN/tokenizer."""
+def load_or_train_tokenizer(corpora: Corpora) -> Any:
+    """Return the base's tokenizer: loaded, or for a base from scratch trained on the mixture's train texts."""
     from sprachbund.modeling.base import load_tokenizer, train_tokenizer
 
-    base = run.recipe.base
+    base = corpora.recipe.base
+    if base.scratch is None:
+        return load_tokenizer(base.path or "", revision=base.revision, trust_remote_code=base.trust_remote_code)
+    documents = {tag: split.train for tag, split in corpora.documents.items()}
+    texts = _tokenizer_texts(documents, corpora.recipe, BYTES_FOR_TOKENIZER)
+    return train_tokenizer(texts, vocab_size=base.scratch.vocab_size)
+
+
+def make_tokenizer(run: Run, corpora: Corpora) -> Any:
+    """Return the base's tokenizer; one that is trained is kept in RUN/tokenizer."""
+    from sprachbund.modeling.base import load_tokenizer
+
+    base, folder = run.recipe.base, run.path("tokenizer")
     if base.scratch is None:
         run.fingerprints["tokenizer"] = f"{base.path}@{base.revision}"
-        return load_tokenizer(base.path or "", revision=base.revision, trust_remote_code=base.trust_remote_code)
-    vocab_size, folder = base.scratch.vocab_size, run.path("tokenizer")
+        return load_or_train_tokenizer(corpora)
 
     def work() -> Mapping[str, Any]:
-        documents = {tag: split.train for tag, split in corpora.documents.items()}
-        tokenizer = train_tokenizer(_tokenizer_texts(documents, run.recipe, BYTES_FOR_TOKENIZER), vocab_size=vocab_size)
+        tokenizer = load_or_train_tokenizer(corpora)
         tokenizer.save_pretrained(folder)
         return {"vocab_size": len(tokenizer)}
 
     inputs = [
-        vocab_size,
+        base.scratch.vocab_size,
         corpora.states,
         run.recipe.splits.model_dump(),
         run.recipe.mixture.model_dump(),

@@ -215,6 +215,31 @@ def recompute_activations(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
+def _arguments(plan: TrainingPlan, folder: Path, description: str) -> TrainingArguments:
+    """Return a plan in the Trainer's words."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=plan.num_steps,
+        per_device_train_batch_size=plan.micro_batch_size,
+        gradient_accumulation_steps=plan.batch_size // plan.micro_batch_size,
+        learning_rate=plan.learning_rate,
+        max_grad_norm=plan.max_grad_norm,
+        use_cpu=device().type == "cpu",  # bf16 is refused there unless it is asked for by name
+        bf16=plan.bfloat16,  # arithmetic only: updates of float32 weights are too small for bfloat16 ones
+        save_strategy="steps" if plan.checkpoints and plan.num_steps > 1 else "no",
+        save_steps=max(math.ceil(plan.num_steps / (plan.checkpoints + 1)), 1),
+        save_total_limit=2,  # while one is written, the other is whole
+        logging_steps=plan.log_every or max(plan.num_steps // 100, 1),
+        logging_nan_inf_filter=False,
+        report_to=list(plan.trackers) or "none",
+        run_name=description,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        seed=plan.seed,
+    )
+
+
 def train(
     model: Any,
     blocks: TrainingBlocks,
@@ -232,29 +257,6 @@ def train(
     """
     resume = last_checkpoint(folder)
     done = int(resume.name.rsplit("-", 1)[1]) if resume else 0
-    save = plan.checkpoints > 0 and plan.num_steps > 1
-    log_every = plan.log_every or max(plan.num_steps // 100, 1)
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=plan.num_steps,
-        per_device_train_batch_size=plan.micro_batch_size,
-        gradient_accumulation_steps=plan.batch_size // plan.micro_batch_size,
-        learning_rate=plan.learning_rate,
-        max_grad_norm=plan.max_grad_norm,
-        use_cpu=device().type == "cpu",  # bf16 is refused there unless it is asked for by name
-        bf16=plan.bfloat16,  # arithmetic only: updates of float32 weights are too small for bfloat16 ones
-        save_strategy="steps" if save else "no",
-        save_steps=max(math.ceil(plan.num_steps / (plan.checkpoints + 1)), 1),
-        save_total_limit=2,  # while one is written, the other is whole
-        logging_steps=log_every,
-        logging_nan_inf_filter=False,
-        report_to=list(plan.trackers) or "none",
-        run_name=description,
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        seed=plan.seed,
-    )
     if plan.gradient_checkpointing:
         recompute_activations(model)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
@@ -266,7 +268,7 @@ def train(
             torch.tensor(list(groups)),
             log,
             model=model,
-            args=arguments,
+            args=_arguments(plan, folder, description),
             train_dataset=blocks,
             data_collator=collate,
             callbacks=[callback],
