@@ -261,3 +261,10 @@ def test_a_disk_that_fills_up_in_training(fail: Fail, tiny: Path, cli: CommandLi
     assert not (run / "base").exists()
     assert cli("probe", tiny, "--out", run).status == 0
     assert (run / "base" / "model.safetensors").read_bytes() == (finished / "base/model.safetensors").read_bytes()
+
+
+def test_a_tracker_that_is_not_installed(tiny: Path, cli: CommandLine) -> None:
+    said = cli("run", tiny, "--out", tiny.parent / "run", "--set", "train.trackers=[trackio]")
+    assert said.status == 2
+    assert said.err == "sprachbund: train.trackers names trackio, which is not installed; pip install trackio\n"
+    assert not (tiny.parent / "run").exists()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import blake2b
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,6 +49,7 @@ def open_run(recipe: Recipe, folder: Path, *, update: bool = False) -> Run:
     attempt that stopped at a wrong path should not stand in the way of the corrected recipe. Raises InputError for a
     directory of another recipe or with other things in it, SprachbundError when another process works in it.
     """
+    _check_trackers(recipe)
     file = folder / "recipe.yaml"
     lock = None
     try:
@@ -67,6 +69,13 @@ def open_run(recipe: Recipe, folder: Path, *, update: bool = False) -> Run:
             raise disk_error(error, folder) from error
         raise
     return Run(folder, recipe, lock)
+
+
+def _check_trackers(recipe: Recipe) -> None:
+    """Raise InputError for an experiment tracker that is not installed, before hours of work end at it."""
+    for tracker in recipe.train.trackers:
+        if find_spec(tracker) is None:
+            raise InputError(f"train.trackers names {tracker}, which is not installed; pip install {tracker}")
 
 
 def _ours(path: Path) -> bool:
