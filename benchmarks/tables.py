@@ -13,10 +13,10 @@ ROUTINGS = ("group", "prefix", "top_k")
 HEAD = """# Results
 
 Measured by the scripts in `benchmarks/`, from which this page is generated: every method in one run, from one base,
-on the same sequences in the same order as the dense control, over seeds; test split, never used to choose anything.
-Perplexities are geometric means over languages, then means over seeds. *After burn-in* counts positions with at least
-32 tokens of context. `prefix` is told nothing; `group` is given each language's group, `top_k` is the learned router.
-Rows where a method loses are in the table like the others.
+on the same sequences in the same order as the dense control, over seeds; test split; choices were made on the dev
+split. Perplexities are geometric means over languages, then means over seeds. *After burn-in* counts positions with
+at least 32 tokens of context. `prefix` is told nothing; `group` is given each language's group, `top_k` is the
+learned router. Rows where a method loses are in the table like the others.
 """
 
 

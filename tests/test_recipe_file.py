@@ -343,6 +343,7 @@ def test_the_init_recipe_says_the_default_where_it_has_another_value() -> None:
         section = INIT[re.search(rf"^ *{name}:", INIT, flags=re.M).end() :]
         for key, field in type(part).model_fields.items():
             line = re.search(rf"^ +{key}: +([^#\n]+)(#.*)?$", section, flags=re.M)
+            line = line or re.search(rf"^ +# {key}: +([^#\n]+)(# \(preset\).*)$", section, flags=re.M)
             if line is None or field.is_required() or name == "base":
                 continue
             said = re.search(r"\(default: ([^,;)]+)", line[2] or "")
@@ -351,3 +352,18 @@ def test_the_init_recipe_says_the_default_where_it_has_another_value() -> None:
             assert getattr(part, key) == parse_yaml(line[1], "init"), line[0]
             checked += 1
     assert checked >= 45
+
+
+def test_the_init_recipe_follows_another_preset() -> None:
+    recipe = build_recipe(INIT, name="init", folder=Path("/here"), overrides=["preset=paper"])
+    assert (recipe.experts.kind, recipe.layers.epsilon, recipe.train.beta2) == ("copy", 0.6, 0.999)
+    assert [stage.routing for stage in recipe.train.stages] == ["group", "top_k"]
+
+
+def test_a_preset_that_the_recipe_overrides_is_refused() -> None:
+    text = TEXT + "experts: {kind: copy}\n"
+    assert fault(text, "preset=native") == (
+        "--set preset=native: r.yaml gives experts.kind itself, which the preset would set; remove that from the "
+        "recipe, or write a recipe without it"
+    )
+    assert build(text, "preset=paper").experts.kind == "copy"  # says the same

@@ -1,6 +1,6 @@
 """The recipe: everything a run needs, validated before anything is loaded.
 
-Every default names its source: [paper] is DMoE (Li et al., Findings of ACL 2025, sections 3-4 and the released code),
+Every default names its source: [paper] is DMoE (Li et al., Findings of ACL 2025, and its released code),
 [measured] a measurement of this project (docs/results.md). Unknown keys are errors.
 """
 
@@ -98,7 +98,7 @@ class Source(Part):
 class Splits(Part):
     """Shares of documents held out where the source has no splits of its own."""
 
-    dev: Share = Field(0.05, description="share of documents for development (learning rates are chosen on it)")
+    dev: Share = Field(0.05, description="share of documents to choose settings on (evaluate.split: dev)")
     test: Share = Field(0.05, description="share of documents for the final numbers")
 
     @model_validator(mode="after")
@@ -131,7 +131,7 @@ class Mixture(Part):
 
 
 class Probe(Part):
-    """Fine-tune the base a few steps on each language alone and read the parameter deviations [paper, section 3.1]."""
+    """Fine-tune the base a few steps on each language alone and read the parameter deviations [paper]."""
 
     steps: Positive = Field(10, description="optimizer steps per language [paper: 10]")
     tokens_per_step: Positive = Field(1_048_576, description="tokens of one probe step [paper: 2048 x 512]")
@@ -225,7 +225,9 @@ class Train(Part):
         "float32", description="arithmetic of training and of the saved model; the weights that train stay float32"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
-    checkpoints: int = Field(4, ge=0, description="checkpoints kept for resuming, evenly spaced; 0: none")
+    checkpoints: int = Field(
+        4, ge=0, description="checkpoints written for resuming, evenly spaced; the last two are kept; 0: none"
+    )
     log_every: Positive | None = Field(None, description="optimizer steps between log lines; null: 100 lines in all")
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         default_factory=list, description="also log through the Trainer's integrations"
@@ -277,8 +279,9 @@ class Dense(Part):
 
 
 class Evaluate(Part):
-    """Perplexity and bits per byte on the test split."""
+    """Perplexity and bits per byte on held-out text."""
 
+    split: Literal["test", "dev"] = Field("test", description="score dev while you choose among settings, test once")
     burn_in: int = Field(32, ge=1, description="tokens of context that a position needs for the after-burn-in scores")
     window: int | None = Field(None, ge=8, description="tokens of one window; null: train.block_size")
     tokens: Positive | None = Field(
@@ -313,7 +316,7 @@ class Recipe(Part):
     )
     preset: Literal["default", "paper", "native"] = Field(
         "default",
-        description="starting values of probe, layers, experts and train (sprachbund init --preset shows them)",
+        description="starting values of probe, groups, layers, experts and train (sprachbund init --preset shows them)",
     )
     base: Base = Field(..., description="the dense multilingual decoder to start from")
     languages: dict[str, Source] = Field(..., min_length=2, description="language tag: source of its text")
@@ -326,7 +329,7 @@ class Recipe(Part):
     train: Train = Field(..., description="training")
     dense: Dense = Field(Dense(), description="the dense control")
     evaluate: Evaluate = Field(Evaluate(), description="evaluation")
-    seed: int = Field(0, ge=0, description="seed of everything that is drawn at random")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of everything that is drawn at random")
 
     @field_validator("languages", mode="before")
     @classmethod

@@ -16,7 +16,7 @@ from sprachbund.errors import InputError, nearest
 from sprachbund.recipe import Recipe
 
 PRESETS = ("default", "paper", "native")
-WHOLE = {"base", "layers", "languages", "groups", "mixture"}  # parts that a recipe replaces, not merges
+WHOLE = {"layers", "groups"}  # parts of a preset that a recipe replaces, not merges
 
 
 class _Loader(yaml.SafeLoader):
@@ -102,6 +102,11 @@ def build_recipe(
     if preset not in PRESETS:
         raise InputError(f"{name}: preset: {preset!r} is unknown; one of {', '.join(PRESETS)}")
     below = parse_yaml(packaged(preset), preset)
+    if any(change.keys == ["preset"] for change in changes) and (given := _conflicts(below, values)):
+        raise InputError(
+            f"--set preset={preset}: {name} gives {', '.join(given[:3])}{', ...' if len(given) > 3 else ''} itself, "
+            "which the preset would set; remove that from the recipe, or write a recipe without it"
+        )
     for change in changes:
         _set(values, change, below)
     if seed is not None:
@@ -135,6 +140,14 @@ def _values(part: Any) -> Any:
     if isinstance(part, dict):
         return {key: _values(value) for key, value in part.items()}
     return [_values(item) for item in part] if isinstance(part, list | tuple) else part
+
+
+def _conflicts(below: Any, above: Any, place: str = "") -> list[str]:
+    """Return the places where a recipe overrides a preset with another value."""
+    if isinstance(below, dict) and isinstance(above, dict):
+        common = [key for key in below if key in above]
+        return [found for key in common for found in _conflicts(below[key], above[key], f"{place}.{key}".lstrip("."))]
+    return [] if below == above else [place]
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -218,9 +218,12 @@ def test_groups_that_leave_a_language_out(fail: Fail, tiny: Path) -> None:
 
 
 def test_layers_that_the_base_does_not_have(fail: Fail, tiny: Path, finished: Path) -> None:
-    shutil.copytree(finished / "base", tiny.parent / "base")  # of a base on disk they are known when it is loaded
+    shutil.copytree(finished / "base", tiny.parent / "base")
     said = fail("base=base", "layers={given: [2]}")
     assert (said.status, said.last) == (2, "sprachbund: layers.given names layer 2; the base has layers 0 to 1")
+    said = fail("base=base", "layers={top: 3}")
+    assert (said.status, said.last) == (2, "sprachbund: layers.top = 3 is more than the base's 2 layers")
+    assert not (tiny.parent / "run").exists()
 
 
 # --- the folder

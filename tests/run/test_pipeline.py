@@ -186,7 +186,46 @@ def test_a_changed_corpus_is_seen(tiny: Path, cli: CommandLine) -> None:
     with (tiny.parent / "corpora" / "ita.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"text": "parole del tutto nuove, mai viste prima di oggi " * 3}) + "\n")
     said = cli(*arguments)
-    assert (said.status, said.skipped) == (0, [])
+    assert (said.status, said.skipped) == (2, [])
+    assert said.last == (
+        f"sprachbund: {tiny.parent / 'run'}: the stage base is done, but its inputs have changed since (recipe, "
+        "corpora, base or package); give --update to compute it anew, or another --out"
+    )
+    said = cli(*arguments, "--update")
+    assert (said.status, said.skipped) == (0, ["tokenizer", "corpora"])  # these were made anew before the refusal
+
+
+def test_a_run_may_move_with_its_corpora(tiny: Path, cli: CommandLine) -> None:
+    assert cli("probe", tiny, "--out", tiny.parent / "run").status == 0
+    moved = tiny.parent / "moved"
+    shutil.copytree(tiny.parent / "corpora", moved / "corpora")
+    shutil.copy(tiny, moved)
+    shutil.copytree(tiny.parent / "run", moved / "run")
+    said = cli("probe", moved / tiny.name, "--out", moved / "run", "--update")
+    assert (said.status, said.skipped) == (0, ["tokenizer", "corpora", "base", "probe"])
+
+
+def test_a_control_that_was_not_kept_comes_back_when_it_is_needed(tiny: Path, cli: CommandLine) -> None:
+    arguments = ("run", tiny, "--out", tiny.parent / "run", "--set", "dense.keep=false")
+    assert cli(*arguments).status == 0
+    assert not (tiny.parent / "run/dense").exists()
+    before = metrics_of(tiny.parent / "run")
+    assert cli(*arguments).skipped[-2:] == ["evaluate", "report"]
+    said = cli(*arguments, "--set", "evaluate.tokens=300", "--update")
+    assert said.status == 0, said.err
+    after = metrics_of(tiny.parent / "run")
+    assert after["average"]["perplexity"].keys() == before["average"]["perplexity"].keys()
+    assert not (tiny.parent / "run/dense").exists()
+
+
+def test_a_finished_run_reads_no_corpus(finished: Path, tmp_path: Path, cli: CommandLine) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(finished, copied)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sprachbund.run.data.split_documents", None)  # would fail
+        said = cli("report", copied)
+    assert said.status == 0, said.err
+    assert {"corpora", "train", "evaluate", "report"} <= set(said.skipped)
 
 
 # --- other runs
@@ -199,7 +238,8 @@ def test_given_groups_and_no_control(tiny: Path, cli: CommandLine) -> None:
     sets = ("--set", "groups={given: groups.json}", "--set", "dense.train=false", "--set", "layers={given: [1]}")
     said = cli("group", tiny, "--out", out, *sets)
     assert (said.status, said.out) == (0, "0: ron_Latn rus_Cyrl\n1: ita_Latn ukr_Cyrl\n")
-    assert not (out / "probe").exists()  # a given grouping needs no probe
+    assert cli("layers", tiny, "--out", out, *sets).out == "layers: 1\n"
+    assert not (out / "probe").exists()  # given groups and layers need no probe
     assert not (out / "similarity.csv").exists()
     said = cli("run", out)
     assert said.status == 0, said.err

@@ -23,7 +23,7 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change one value of the recipe: a.b=c (repeatable).", show_default=False),
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Seed; overrides the recipe's.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed; overrides the recipe's.")]
 UpdateOption = Annotated[
     bool, typer.Option("--update", help="Take a changed recipe in an existing run; recompute what depends on it.")
 ]
@@ -57,7 +57,7 @@ def opened(recipe: Recipe, folder: Path, *, update: bool) -> Iterator["Pipeline"
     if recipe.base.path is not None:
         from sprachbund.modeling.base import check_base
 
-        check_base(recipe.base)
+        check_base(recipe.base, recipe.layers)
     run = open_run(recipe, folder, update=update)
     try:
         from sprachbund.run.pipeline import Pipeline

@@ -84,10 +84,11 @@ def probe(
 
 def group(
     target: Annotated[Path, typer.Argument(help="A recipe, a run, or a similarity CSV.", show_default=False)],
-    groups: Annotated[int | None, typer.Option("--groups", help="Number of groups K (of a CSV).")] = None,
+    groups: Annotated[int | None, typer.Option("--groups", help="Number of groups K.")] = None,
     method: Annotated[
-        str, typer.Option("--method", help="greedy-exhaustive or greedy-seeded (of a CSV).")
-    ] = "greedy-exhaustive",
+        str | None,
+        typer.Option("--method", help="greedy-exhaustive (default of a CSV) or greedy-seeded.", show_default=False),
+    ] = None,
     out: OutOption = None,
     sets: SetOption = None,
     seed: SeedOption = None,
@@ -103,10 +104,12 @@ def group(
 
         if groups is None:
             raise InputError("--groups is missing: give the number of groups, for example --groups 6")
-        typer.echo(group_file(target, num_groups=groups, method=method, as_json=as_json))
+        typer.echo(group_file(target, num_groups=groups, method=method or "greedy-exhaustive", as_json=as_json))
         return
     if groups is not None:
         sets = [*(sets or []), f"groups.count={groups}"]
+    if method is not None:
+        sets = [*(sets or []), f"groups.method={method}"]
     with pipeline(target, out, sets, seed, update) as stages:
         grouping = stages.grouping
         if as_json:
@@ -118,9 +121,7 @@ def group(
 
 def layers(
     target: Annotated[Path, typer.Argument(help="A recipe, a run, or a norms JSON.", show_default=False)],
-    epsilon: Annotated[
-        float | None, typer.Option("--epsilon", help="Threshold on normalised norms (of a JSON).")
-    ] = None,
+    epsilon: Annotated[float | None, typer.Option("--epsilon", help="Threshold on normalised norms, 0 to 1.")] = None,
     out: OutOption = None,
     sets: SetOption = None,
     seed: SeedOption = None,

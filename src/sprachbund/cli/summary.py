@@ -17,7 +17,9 @@ MEANING = {
 def print_summary(metrics: dict[str, Any]) -> None:
     """Print averages over languages of every system, and the worst language against the dense control."""
     average, changes = metrics["average"], metrics.get("change_vs_dense", {})
-    table = Table(title=f"{metrics['name']}: average over {len(metrics['languages'])} languages, test split")
+    table = Table(
+        title=f"{metrics['name']}: average over {len(metrics['languages'])} languages, {metrics['split']} split"
+    )
     for column in ("system", "", "perplexity", "vs dense", "after burn-in", "vs dense", "bits/byte", "worst language"):
         left = column in ("system", "", "worst language")
         table.add_column(column, justify="left" if left else "right", no_wrap=True)

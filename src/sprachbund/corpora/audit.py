@@ -17,6 +17,7 @@ from sprachbund.recipe import Recipe
 LEAST_SCRIPT_SHARE = 0.5
 MOST_DUPLICATES = 0.2
 SCRIPT_SAMPLE_CHARACTERS = 200_000
+DOCUMENTS_AT_ONCE = 1024
 ASSUMED_BYTES_PER_TOKEN = 4.0  # only where unimax needs a budget in bytes and no tokenizer is at hand
 
 
@@ -75,13 +76,18 @@ def audit(
     rows: dict[str, dict[str, Any]] = {}
     for tag, source in recipe.languages.items():
         mine = documents[tag] if documents else split_documents(source, recipe.splits, seed=recipe.seed)
-        num_tokens = None if tokenize is None else sum(len(ids) for ids in tokenize(mine.train))
+        num_tokens = None if tokenize is None else _num_tokens(mine.train, tokenize)
         rows[tag] = _measured(tag, mine, num_tokens)
     sizes = {tag: int(row["bytes"]) for tag, row in rows.items()}
     all_tokens = sum(row["tokens"] or 0 for row in rows.values())
     bytes_per_token = sum(sizes.values()) / all_tokens if all_tokens else ASSUMED_BYTES_PER_TOKEN
     share = shares(sizes, recipe.mixture, budget_bytes=recipe.train.tokens * bytes_per_token)
     return [AuditRow(share=share[tag], **row) for tag, row in rows.items()]
+
+
+def _num_tokens(documents: Sequence[str], tokenize: Callable[[list[str]], list[list[int]]]) -> int:
+    pieces = range(0, len(documents), DOCUMENTS_AT_ONCE)
+    return sum(len(ids) for i in pieces for ids in tokenize(list(documents[i : i + DOCUMENTS_AT_ONCE])))
 
 
 def _measured(tag: str, documents: SplitDocuments, num_tokens: int | None) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Packed:
     num_bytes: int
     digest: str
     name: str = "the corpus"
+    path: Path | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -74,7 +75,7 @@ def pack(
 ) -> Packed:
     """Tokenise `documents` into `path` (.npy, with a .json of the same name beside it) and return the stream.
 
-    Why on disk: the stream is memory-mapped, so that a corpus larger than memory trains like a small one. Ids are
+    Why on disk: the stream is memory-mapped, so that tokens larger than memory train like few. Ids are
     stored as uint16 if all are below 65536, else as uint32. Both files appear whole or not at all, the .json last.
 
     Raises:
@@ -127,7 +128,9 @@ def load_packed(path: Path, *, name: str = "the corpus") -> Packed:
             and len(tokens) == sidecar["num_tokens"]
             and _digest(tokens) == sidecar["sha256"]
         )
-        result = Packed(tokens, int(sidecar["num_documents"]), int(sidecar["num_bytes"]), str(sidecar["sha256"]), name)
+        result = Packed(
+            tokens, int(sidecar["num_documents"]), int(sidecar["num_bytes"]), str(sidecar["sha256"]), name, path
+        )
     except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{path} cannot be read as packed tokens ({type(error).__name__}: {error}); delete it."

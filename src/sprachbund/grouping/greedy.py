@@ -1,4 +1,4 @@
-"""Who shares an expert: the two greedy algorithms of DMoE (Li et al., Findings of ACL 2025, section 3).
+"""Who shares an expert: the two greedy algorithms of DMoE (Li et al., Findings of ACL 2025).
 
 The paper measures a group by its *largest* pairwise distance, distance = 1 - similarity. We compare the *smallest*
 similarity instead: the same order, without the rounding of the subtraction, which could make ties of near-ties.

@@ -1,4 +1,4 @@
-"""Which layers get experts: those whose FFN moves most when the model learns one language (DMoE, section 3).
+"""Which layers get experts: those whose FFN moves most when the model learns one language (DMoE, Li et al. 2025).
 
 Facts of the paper's method as the authors' released code has it: the norms of the FFN change are averaged over
 languages, scaled to 0..1 over layers, and a layer is chosen where the result reaches epsilon (0.6). It is a threshold,

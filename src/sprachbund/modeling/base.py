@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from sprachbund.errors import InputError
 from sprachbund.modeling.ffn import family_of
-from sprachbund.recipe import Base, Scratch
+from sprachbund.recipe import Base, Layers, Scratch
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -21,6 +21,12 @@ END_OF_TEXT = "<|endoftext|>"
 def device() -> torch.device:
     """Return the accelerator where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def check_arithmetic(dtype: str) -> None:
+    """Raise InputError for bfloat16 on an accelerator that does not have it."""
+    if dtype == "bfloat16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise InputError("train.dtype is bfloat16, which this accelerator does not have; give float32")
 
 
 def quiet() -> None:
@@ -104,21 +110,34 @@ def load_tokenizer(path: str | Path, *, revision: str = "main", trust_remote_cod
     return tokenizer
 
 
-def check_base(base: Base) -> None:
+def read_config(base: Base) -> Any:
+    """Return the configuration of a base that is not from scratch; raises InputError where it cannot be read."""
+    quiet()
+    try:
+        return AutoConfig.from_pretrained(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _unreadable("model", base.path or "", error) from error
+
+
+def check_base(base: Base, layers: Layers) -> None:
     """Check that a base can be used, by its configuration alone, before anything is read or trained.
 
-    Raises InputError for a base that is not there, of an unsupported family, or quantised.
+    Raises InputError for a base that is not there, of an unsupported family, quantised, with biases in its FFNs, or
+    without layers that the recipe names.
     """
     if base.path is None:
         return
-    quiet()
-    try:
-        config = AutoConfig.from_pretrained(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise _unreadable("model", base.path, error) from error
+    config = read_config(base)
     family_of(config.model_type)
     if getattr(config, "quantization_config", None):
         raise InputError(f"the base {base.path} is quantised, which cannot be trained; give the unquantised checkpoint")
+    if getattr(config, "mlp_bias", False):
+        raise InputError(f"the base {base.path} has biases in its FFNs (mlp_bias), which experts do not support yet")
+    num_layers = config.num_hidden_layers
+    if layers.given is not None and max(layers.given) >= num_layers:
+        raise InputError(f"layers.given names layer {max(layers.given)}; the base has layers 0 to {num_layers - 1}")
+    if layers.top is not None and layers.top > num_layers:
+        raise InputError(f"layers.top = {layers.top} is more than the base's {num_layers} layers")
 
 
 def _unreadable(what: str, path: str | Path, error: Exception) -> InputError:

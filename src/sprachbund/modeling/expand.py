@@ -73,8 +73,8 @@ def expand(
     """Return the mixture twin of a loaded dense model: the same function at step 0, whatever the routing.
 
     `groups` is {language tag: group}, in the order of the languages of `log_prob`, (V, L), the gate's table
-    (`count_log_prob`; uniform when None). Kind `copy`: G copies of each chosen FFN replace it (sparse upcycling, DMoE
-    section 3.3). Kind `shared`: the FFN stays and each group adds a fresh expert of `width` units (default: the FFN's)
+    (`count_log_prob`; uniform when None). Kind `copy`: G copies of each chosen FFN replace it (sparse upcycling, DMoE,
+    as released). Kind `shared`: the FFN stays and each group adds a fresh expert of `width` units (default: the FFN's)
     with a zero last projection. Raises InputError for an unsupported family, layers that do not exist, groups with
     gaps and a table of another shape. The dense model is left as it was.
     """

@@ -46,7 +46,7 @@ class GroupMoe(nn.Module):
     """The FFN of a mixture layer: in `copy` layers the experts replace the dense FFN, in `shared` ones they add to it.
 
     Under `group` and `prefix` routing each token goes to the expert of its group with weight 1; under `top_k` to the
-    router's choice. Sources: DMoE section 3.3 (copies, router); the shared kind is ours (docs/how-it-works.md).
+    router's choice. Sources: DMoE as released (copies, router); the shared kind is ours (docs/how-it-works.md).
     """
 
     def __init__(self, gate: GroupRouter, experts: GroupExperts, shared_expert: nn.Module | None) -> None:

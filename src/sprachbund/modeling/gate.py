@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+TOKENS_AT_ONCE = 1 << 24  # a stream on disk may be larger than memory
 SMOOTHING = 0.05  # added to every count: an unseen token must not rule a language out
 
 
@@ -23,10 +24,11 @@ def count_log_prob(streams: Sequence[np.ndarray], *, vocab_size: int) -> Tensor:
     """
     counts_LV = np.zeros((len(streams), vocab_size))
     for language, stream in enumerate(streams):
-        counts = np.bincount(np.asarray(stream), minlength=vocab_size)
-        if len(counts) > vocab_size:
-            raise ValueError(f"token id {len(counts) - 1} is outside the vocabulary of {vocab_size}")
-        counts_LV[language] = counts
+        for start in range(0, len(stream), TOKENS_AT_ONCE):
+            counts = np.bincount(stream[start : start + TOKENS_AT_ONCE], minlength=vocab_size)
+            if len(counts) > vocab_size:
+                raise ValueError(f"token id {len(counts) - 1} is outside the vocabulary of {vocab_size}")
+            counts_LV[language] += counts
     counts_LV += SMOOTHING
     return torch.from_numpy(np.log(counts_LV / counts_LV.sum(axis=1, keepdims=True)).T.copy()).float()
 

@@ -9,7 +9,7 @@ from sprachbund.modeling.model import is_dmoe, mixture_layers
 @dataclass(frozen=True)
 class ParameterCounts:
     """`total`, each tied tensor once; `active`: used by one token under `group` or `prefix` routing (one expert a
-    layer, the router unused).
+    layer, the router unused). The gate's table, V x L counts, is a buffer and in neither.
     """
 
     total: int

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class GroupRouter(nn.Module):
-    """Softmax over all groups, the top K kept and renormalised to sum 1 (DMoE section 3.3; names as in transformers).
+    """Softmax over all groups, the top K kept and renormalised to sum 1 (DMoE, as released; names as in transformers).
 
     With `detach` the router reads the hidden state without a gradient into it, so that its loss cannot disturb the
     language model; the paper's code lets the gradient through.

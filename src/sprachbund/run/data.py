@@ -4,36 +4,45 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sprachbund.corpora.mixture import schedule, shares
-from sprachbund.corpora.packing import Packed, pack_cached
+from sprachbund.corpora.packing import Packed, load_packed, pack_cached
 from sprachbund.corpora.splits import SplitDocuments, split_documents
 from sprachbund.errors import InputError
 from sprachbund.files import write_text
 from sprachbund.progress import track
 from sprachbund.recipe import Recipe, Source
-from sprachbund.run.directory import Run
+from sprachbund.run.directory import Run, read_json
+
+if TYPE_CHECKING:
+    from sprachbund.evaluation.perplexity import TestText
 
 BYTES_FOR_TOKENIZER = 50_000_000  # of all languages together: more text changes a small vocabulary little
 
 
 def source_state(source: Source) -> Any:
-    """Return what tells whether a corpus has changed: the source, and size and time of its files."""
+    """Return what tells whether a corpus has changed: the source, and the content of its files wherever they lie."""
     state: dict[str, Any] = source.model_dump(mode="json", exclude_none=True)
     if source.file:
         paths = [Path(source.file.replace("{split}", split)) for split in ("train", "dev", "test")]
-        state["files"] = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in dict.fromkeys(paths) if p.exists()]
+        state["file"] = [[p.suffixes, _content(p)] for p in dict.fromkeys(paths) if p.is_file()]
     if source.cldr:
         state["babel"] = version("babel")
     return state
+
+
+def _content(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -114,10 +123,9 @@ def _tokenizer_texts(documents: Mapping[str, list[str]], recipe: Recipe, budget:
 
 @dataclass(frozen=True)
 class PackedCorpora:
-    """Token streams of the train split, and the documents of the test split, by language tag."""
+    """Token streams of the train split by language tag."""
 
     train: dict[str, Packed]
-    vocab_size: int
 
     @property
     def digest(self) -> str:
@@ -126,19 +134,25 @@ class PackedCorpora:
 
 
 def pack_corpora(run: Run, corpora: Corpora, tokenizer: Any) -> PackedCorpora:
-    """Tokenise and pack every language's train split (cached by content), check that each fills a block."""
+    """Tokenise and pack every language's train split (cached by content).
+
+    Raises InputError where a train split does not fill a block or a test split is too short to score: now, and not
+    after hours of training.
+    """
     from sprachbund.modeling.base import tokenize_with, tokenizer_fingerprint
 
     mark, tokenize = tokenizer_fingerprint(tokenizer), tokenize_with(tokenizer)
     packed: dict[str, Packed] = {}
 
+    def pack_one(tag: str, documents: list[str]) -> Packed:
+        return pack_cached(documents, mark, tokenize, tokenizer.eos_token_id, name=f"{tag} (train)")
+
     def work() -> Mapping[str, Any]:
         with track("tokenise", len(corpora.documents)) as advance:
             for tag, documents in corpora.documents.items():
-                packed[tag] = pack_cached(
-                    documents.train, mark, tokenize, tokenizer.eos_token_id, name=f"{tag} (train)"
-                )
+                packed[tag] = pack_one(tag, documents.train)
                 packed[tag].num_blocks(run.recipe.train.block_size)
+                read_test_text(corpora, tag, tokenizer)
                 advance(1, tag)
         facts = {
             tag: {
@@ -148,18 +162,53 @@ def pack_corpora(run: Run, corpora: Corpora, tokenizer: Any) -> PackedCorpora:
                 "sha256": p.digest,
                 "dev_documents": len(corpora.documents[tag].dev),
                 "test_documents": len(corpora.documents[tag].test),
+                "file": str(p.path),
             }
             for tag, p in packed.items()
         }
         write_text(run.path("corpora.json"), json.dumps(facts, indent=1) + "\n")
         return {"train_tokens": sum(p.num_tokens for p in packed.values())}
 
-    inputs = [corpora.states, mark, run.recipe.splits.model_dump(), run.recipe.train.block_size, run.recipe.seed]
-    run.stage("corpora", inputs, ["corpora.json"], work)
-    if not packed:  # the stage was skipped: the streams are in the cache
-        for tag, documents in corpora.documents.items():
-            packed[tag] = pack_cached(documents.train, mark, tokenize, tokenizer.eos_token_id, name=f"{tag} (train)")
-    return PackedCorpora(packed, len(tokenizer))
+    recipe = run.recipe
+    inputs = [corpora.states, mark, recipe.splits.model_dump(), recipe.train.block_size, recipe.seed]
+    run.stage("corpora", [*inputs, recipe.evaluate.burn_in], ["corpora.json"], work)
+    if not packed:  # the stage was skipped: the streams are in the cache, unless that was emptied
+        packed.update(_load_packed(run) or {})
+    for tag in recipe.languages:
+        if tag not in packed:
+            packed[tag] = pack_one(tag, corpora.documents[tag].train)
+    return PackedCorpora({tag: packed[tag] for tag in recipe.languages})
+
+
+def _load_packed(run: Run) -> dict[str, Packed]:
+    """Return the streams that corpora.json names, as far as they are still there and whole."""
+    found = {}
+    for tag, facts in read_json(run.path("corpora.json")).items():
+        with suppress(InputError):
+            packed = load_packed(Path(facts["file"]), name=f"{tag} (train)")
+            if packed.digest == facts["sha256"]:
+                found[tag] = packed
+    return found
+
+
+def read_test_text(corpora: Corpora, tag: str, tokenizer: Any) -> TestText:
+    """Return the text that one language is scored on; raises InputError where it is too short to score."""
+    from sprachbund.evaluation.perplexity import test_text
+    from sprachbund.modeling.base import tokenize_with
+
+    settings, split = corpora.recipe.evaluate, corpora.recipe.evaluate.split
+    text = test_text(
+        getattr(corpora.documents[tag], split),
+        tokenize_with(tokenizer),
+        separator=tokenizer.eos_token_id,
+        max_tokens=settings.tokens,
+    )
+    if len(text.tokens) < settings.burn_in + 2:
+        raise InputError(
+            f"languages.{tag}: the {split} split has {len(text.tokens)} tokens, too few for evaluate.burn_in = "
+            f"{settings.burn_in}; give it more text or a larger splits.{split}"
+        )
+    return text
 
 
 def batch_schedule(

@@ -22,6 +22,7 @@ from typing import IO, Any
 from sprachbund import __version__
 from sprachbund.errors import InputError, SprachbundError
 from sprachbund.files import write_text
+from sprachbund.grouping.greedy import read_groups
 from sprachbund.progress import say
 from sprachbund.recipe import Recipe
 from sprachbund.recipe_file import build_recipe, dump_recipe
@@ -50,6 +51,8 @@ def open_run(recipe: Recipe, folder: Path, *, update: bool = False) -> Run:
     directory of another recipe or with other things in it, SprachbundError when another process works in it.
     """
     _check_trackers(recipe)
+    if recipe.groups.given is not None:
+        read_groups(recipe.groups.given, tags=recipe.tags())
     file = folder / "recipe.yaml"
     lock = None
     try:
@@ -68,7 +71,7 @@ def open_run(recipe: Recipe, folder: Path, *, update: bool = False) -> Run:
         if isinstance(error, OSError):
             raise disk_error(error, folder) from error
         raise
-    return Run(folder, recipe, lock)
+    return Run(folder, recipe, lock, update=update)
 
 
 def _check_trackers(recipe: Recipe) -> None:
@@ -146,8 +149,9 @@ def _lock(folder: Path) -> IO[str]:
 class Run:
     """A run's directory: `stage` computes a result once, `log` writes events."""
 
-    def __init__(self, folder: Path, recipe: Recipe, lock: IO[str]) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, lock: IO[str], *, update: bool = False) -> None:
         self.folder = folder
+        self.update = update
         self.recipe = recipe
         self._lock = lock
         self.fingerprints: dict[str, str] = {}
@@ -168,11 +172,13 @@ class Run:
         work: Callable[[], Mapping[str, Any]],
         *,
         after: Sequence[str] = (),
+        precious: bool = False,
     ) -> dict[str, Any]:
         """Return the stage's result (JSON values): from disk when nothing it depends on changed, else from `work`.
 
         `inputs` and the fingerprints of the stages `after` decide; `outputs` are the files or folders that must exist.
-        Seconds of interrupted attempts are added up.
+        Seconds of interrupted attempts are added up. A `precious` result, one that took training, is replaced only
+        where the user said --update; raises InputError otherwise.
         """
         mark = fingerprint([inputs, [self.fingerprints[stage] for stage in after]])
         self.fingerprints[name] = mark
@@ -181,6 +187,11 @@ class Run:
         if known.get("fingerprint") == mark and known.get("done") and all(self.path(o).exists() for o in outputs):
             say(f"{name}: done before, unchanged, skipped")
             return dict(known["result"])
+        if precious and known.get("done") and not self.update and outputs and self.path(outputs[0]).exists():
+            raise InputError(
+                f"{self.folder}: the stage {name} is done, but its inputs have changed since (recipe, corpora, base or "
+                "package); give --update to compute it anew, or another --out"
+            )
         earlier = known.get("seconds", 0.0) if known.get("fingerprint") == mark and not known.get("done") else 0.0
         record: dict[str, Any] = {"fingerprint": mark, "done": False}
         begun = time.monotonic()
@@ -199,9 +210,21 @@ class Run:
                 write_text(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds of every stage that is done."""
-        found = {path.stem: read_json(path) for path in self.path("stages").glob("*.json")}
-        return {name: found[name]["seconds"] for name in sorted(found) if found[name].get("done")}
+        """Return the seconds of every stage of this recipe that is done."""
+        return {name: record["seconds"] for name, record in self.records().items()}
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Return the records of the stages that are done and of this recipe, in alphabetical order."""
+        found = {path.stem: read_json(path) for path in sorted(self.path("stages").glob("*.json"))}
+        return {
+            name: record
+            for name, record in found.items()
+            if record.get("done") and record.get("fingerprint") == self.fingerprints.get(name)
+        }
+
+    def forget(self, stage: str) -> None:
+        """Let a stage be computed again."""
+        self.path(f"stages/{stage}.json").unlink(missing_ok=True)
 
     def log(self, stage: str, event: str, **values: Any) -> None:
         """Append one event to events.jsonl."""

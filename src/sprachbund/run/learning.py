@@ -41,11 +41,16 @@ def run_training(
     run.forget_events(stage, after_step=int(resume.name.rsplit("-", 1)[1]) if resume else 0)
     result = train(model, blocks, plan, groups=groups, folder=folder, log=partial(run.log, stage), description=stage)
     save_model(model, tokenizer, keep, dtype=run.recipe.train.dtype)
-    shutil.rmtree(folder)
     return {
         "tokens": plan.num_steps * plan.batch_size * blocks.block_size,
         "tokens_per_second": round(result.tokens_per_second, 1),
     }
+
+
+def drop_checkpoints(run: Run, stage: str) -> None:
+    """Remove a stage's checkpoints; only once the stage is recorded as done, or a kill in between would lose them."""
+    for folder in run.path("checkpoints").glob(f"{stage}-*"):
+        shutil.rmtree(folder)
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, *, dtype: str) -> None:
@@ -80,7 +85,8 @@ def training_blocks(run: Run, packed: PackedCorpora, grouping: Grouping, plan: T
 def _inputs(run: Run, packed: PackedCorpora, grouping: Grouping) -> list[Any]:
     """Return what both trainings depend on: of the stages only their learning rates."""
     recipe = run.recipe
-    train_part = recipe.train.model_dump(exclude={"stages", "checkpoints", "log_every", "trackers"})
+    unrelated = {"stages", "checkpoints", "log_every", "trackers", "gradient_checkpointing"}
+    train_part = recipe.train.model_dump(exclude=unrelated)
     own_rates = recipe.train.cosine == "stage" or any(s.learning_rate for s in recipe.train.stages)
     stages = [[s.share, s.learning_rate] for s in recipe.train.stages] if own_rates else []
     assignment = list(grouping.as_dict().items()) if recipe.mixture.balance_groups else []
@@ -100,8 +106,10 @@ def train_dense(run: Run, base: Any, packed: PackedCorpora, grouping: Grouping, 
         )
 
     # a control that is not kept may be gone after evaluation, and is still done
-    outputs = ["dense/model.safetensors"] if run.recipe.dense.keep else []
-    return run.stage("dense", _inputs(run, packed, grouping), outputs, work, after=["base"])
+    outputs = ["dense"] if run.recipe.dense.keep else []
+    facts = run.stage("dense", _inputs(run, packed, grouping), outputs, work, after=["base"], precious=True)
+    drop_checkpoints(run, "dense")
+    return facts
 
 
 def expand_base(run: Run, base: Any, packed: PackedCorpora, grouping: Grouping, layers: Sequence[int]) -> Any:
@@ -140,4 +148,6 @@ def train_mixture(
     stages = [s.model_dump() for s in run.recipe.train.stages]
     experts = run.recipe.experts.model_dump()
     inputs = [_inputs(run, packed, grouping), list(grouping.as_dict().items()), stages, experts]
-    return run.stage("train", inputs, ["model/model.safetensors"], work, after=["base", "groups", "layers"])
+    facts = run.stage("train", inputs, ["model"], work, after=["base", "groups", "layers"], precious=True)
+    drop_checkpoints(run, "train")
+    return facts

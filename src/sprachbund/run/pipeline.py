@@ -9,7 +9,7 @@ from typing import Any
 from transformers import set_seed
 
 from sprachbund.grouping.greedy import Grouping
-from sprachbund.modeling.base import check_base, quiet
+from sprachbund.modeling.base import check_arithmetic, quiet
 from sprachbund.run import learning, probing, scoring
 from sprachbund.run.data import Corpora, PackedCorpora, make_tokenizer, pack_corpora
 from sprachbund.run.directory import Run
@@ -22,7 +22,7 @@ class Pipeline:
     def __init__(self, run: Run) -> None:
         quiet()
         set_seed(run.recipe.seed)
-        check_base(run.recipe.base)
+        check_arithmetic(run.recipe.train.dtype)
         self.run = run
 
     @cached_property
@@ -60,9 +60,17 @@ class Pipeline:
         return probing.group_languages(self.run, None if given else self.probes)
 
     @cached_property
+    def needs_probe(self) -> bool:
+        """Does anything read the probe? Not where groups and layers are given."""
+        recipe = self.run.recipe
+        by_norm = recipe.layers.epsilon is not None or recipe.layers.top is not None
+        return recipe.groups.given is None or by_norm
+
+    @cached_property
     def layers(self) -> list[int]:
         """The mixture layers."""
-        return probing.choose_layers(self.run, self.probes)
+        base = self.base
+        return probing.choose_layers(self.run, base, self.probes if self.needs_probe else None)
 
     @cached_property
     def dense(self) -> dict[str, Any]:
@@ -91,7 +99,13 @@ class Pipeline:
         if self.run.recipe.dense.train:
             _ = self.dense
         _ = self.trained
-        return scoring.evaluate(self.run, base, self.corpora, self.tokenizer, self.grouping)
+        return scoring.evaluate(
+            self.run, base, self.corpora, self.tokenizer, self.grouping, retrain_dense=self._retrain_dense
+        )
+
+    def _retrain_dense(self) -> None:
+        self.run.forget("dense")
+        learning.train_dense(self.run, self.base, self.packed, self.grouping, self.tokenizer)
 
     def report(self) -> Path:
         """Return the path of report.html."""

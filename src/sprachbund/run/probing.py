@@ -16,17 +16,17 @@ from torch import Tensor
 
 from sprachbund.corpora.packing import Packed, block_sequence
 from sprachbund.errors import InputError
-from sprachbund.files import write_text
+from sprachbund.files import read_text, write_text
 from sprachbund.grouping.greedy import Grouping, group, read_groups, write_groups
 from sprachbund.grouping.layers import choose_by_epsilon, choose_top, mean_norms, noise_warning, normalised
 from sprachbund.grouping.similarity_csv import read_similarity, write_similarity
-from sprachbund.modeling.base import device, load_model, scratch_model
+from sprachbund.modeling.base import device, load_model, read_config, scratch_model
 from sprachbund.modeling.ffn import family_of
 from sprachbund.progress import say, track
-from sprachbund.recipe import Layers
+from sprachbund.recipe import Base, Layers
 from sprachbund.run.data import PackedCorpora, batch_schedule
 from sprachbund.run.directory import Run
-from sprachbund.run.learning import run_training
+from sprachbund.run.learning import drop_checkpoints, run_training
 from sprachbund.similarity import (
     CountSketch,
     LanguageProbe,
@@ -38,6 +38,8 @@ from sprachbund.similarity import (
 from sprachbund.training import TrainingBlocks
 from sprachbund.training.stages import plan_base
 
+MARK = "fingerprint"  # of the probe folder: what its results were computed from
+
 
 @dataclass(frozen=True)
 class DenseBase:
@@ -47,6 +49,11 @@ class DenseBase:
     revision: str
     trust_remote_code: bool
     dtype: str
+
+    def num_layers(self) -> int:
+        """Return the number of decoder layers, by the configuration alone."""
+        base = Base(path=self.path, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        return int(read_config(base).num_hidden_layers)
 
     def load(self, *, dtype: str | None = None) -> Any:
         """Return the model on the device, its weights in the recipe's dtype or another."""
@@ -62,8 +69,15 @@ def make_base(run: Run, packed: PackedCorpora, tokenizer: Any) -> DenseBase:
     recipe = run.recipe
     base, dtype = recipe.base, recipe.train.dtype
     if base.scratch is None:
-        run.fingerprints["base"] = f"{base.path}@{base.revision} {dtype} {_weights_state(Path(base.path or ''))}"
-        return DenseBase(base.path or "", base.revision, base.trust_remote_code, dtype)
+        config = read_config(base)
+        if len(tokenizer) > config.vocab_size:
+            raise InputError(
+                f"base: the tokenizer of {base.path} has {len(tokenizer)} tokens, its model embeds "
+                f"{config.vocab_size}; give a base whose two parts belong together"
+            )
+        revision = getattr(config, "_commit_hash", None) or base.revision  # a branch moves, a commit does not
+        run.fingerprints["base"] = f"{base.path}@{revision} {dtype} {_weights_state(Path(base.path or ''))}"
+        return DenseBase(base.path or "", revision, base.trust_remote_code, dtype)
     scratch, folder = base.scratch, run.path("base")
     plan = plan_base(scratch, recipe)
 
@@ -87,7 +101,8 @@ def make_base(run: Run, packed: PackedCorpora, tokenizer: Any) -> DenseBase:
         return run_training(run, "base", model, blocks, plan, groups=groups, tokenizer=tokenizer, keep=folder)
 
     inputs = [scratch.model_dump(), packed.digest, recipe.mixture.model_dump(), recipe.train.block_size, recipe.seed]
-    run.stage("base", [*inputs, recipe.train.dtype], ["base/model.safetensors"], work, after=["tokenizer"])
+    run.stage("base", [*inputs, recipe.train.dtype], ["base"], work, after=["tokenizer"], precious=True)
+    drop_checkpoints(run, "base")
     return DenseBase(str(folder), "main", False, dtype)
 
 
@@ -109,9 +124,9 @@ def probe(run: Run, base: DenseBase, packed: PackedCorpora) -> list[LanguageProb
         start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         sketch = CountSketch(settings.sketch_size, seed=recipe.seed)
         mark = run.fingerprints["probe"]
-        if (folder / "fingerprint").exists() and (folder / "fingerprint").read_text() != mark:
+        if folder.exists() and (not (folder / MARK).exists() or (folder / MARK).read_text() != mark):
             shutil.rmtree(folder)
-        write_text(folder / "fingerprint", mark)
+        write_text(folder / MARK, mark)
         norms = {}
         with track("probe", len(packed.train)) as advance:
             for tag, corpus in packed.train.items():
@@ -173,6 +188,7 @@ def group_languages(run: Run, probes: list[LanguageProbe] | None) -> Grouping:
 
     def work() -> Mapping[str, Any]:
         if settings.given is not None:
+            run.path("similarity.csv").unlink(missing_ok=True)
             grouping = read_groups(Path(settings.given), tags=recipe.tags())
         else:
             if probes is None:
@@ -183,20 +199,21 @@ def group_languages(run: Run, probes: list[LanguageProbe] | None) -> Grouping:
         write_groups(run.path("groups.json"), grouping)
         return {"groups": [list(members) for members in grouping.groups]}
 
-    given = (
-        Path(settings.given).read_text(encoding="utf-8") if settings.given and Path(settings.given).is_file() else ""
-    )
+    given = read_text(Path(settings.given)) if settings.given else ""
     inputs = [settings.model_dump(), given, recipe.probe.center, recipe.tags()]
     after = [] if settings.given is not None else ["probe"]
     run.stage("groups", inputs, ["groups.json"], work, after=after)
     return read_groups(run.path("groups.json"), tags=recipe.tags())
 
 
-def choose_layers(run: Run, probes: list[LanguageProbe]) -> list[int]:
-    """Return the layers that become mixtures; writes layers.csv."""
+def choose_layers(run: Run, base: DenseBase, probes: list[LanguageProbe] | None) -> list[int]:
+    """Return the layers that become mixtures; writes layers.csv where there is a probe."""
     choice = run.recipe.layers
 
     def work() -> Mapping[str, Any]:
+        if probes is None:
+            run.path("layers.csv").unlink(missing_ok=True)
+            return {"layers": choice.given or list(range(base.num_layers()))}
         ffn = mean_norms({p.tag: p.ffn_norms for p in probes})
         attention = mean_norms({p.tag: p.attention_norms for p in probes})
         layers = _chosen(choice, ffn)
@@ -210,7 +227,8 @@ def choose_layers(run: Run, probes: list[LanguageProbe]) -> list[int]:
         write_text(run.path("layers.csv"), table.getvalue())
         return {"layers": layers}
 
-    result = run.stage("layers", choice.model_dump(), ["layers.csv"], work, after=["probe"])
+    outputs, after = (["layers.csv"], ["probe"]) if probes is not None else ([], ["base"])
+    result = run.stage("layers", choice.model_dump(), outputs, work, after=after)
     return [int(layer) for layer in result["layers"]]
 
 

@@ -4,48 +4,46 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sprachbund import __version__
-from sprachbund.errors import InputError
-from sprachbund.evaluation import LanguageScores, TestText, build_metrics, score_language, test_text
+from sprachbund.evaluation import LanguageScores, TestText, build_metrics, score_language
 from sprachbund.evaluation.metrics import ROUTINGS
 from sprachbund.files import write_text
 from sprachbund.grouping.greedy import Grouping
 from sprachbund.memory import peak_memory_mb
 from sprachbund.modeling import count_parameters
-from sprachbund.modeling.base import device, load_model, tokenize_with
+from sprachbund.modeling.base import device, load_model
 from sprachbund.progress import track
+from sprachbund.recipe_file import dump_recipe
 from sprachbund.report import write_report
-from sprachbund.run.data import Corpora
+from sprachbund.run.data import Corpora, read_test_text
 from sprachbund.run.directory import Run, read_json
 from sprachbund.run.probing import DenseBase
 
 
-def read_test_texts(run: Run, corpora: Corpora, tokenizer: Any) -> dict[str, TestText]:
-    """Return each language's test text; raises InputError where it is too short to score."""
-    settings, tokenize = run.recipe.evaluate, tokenize_with(tokenizer)
-    texts = {}
-    for tag, documents in corpora.documents.items():
-        text = test_text(documents.test, tokenize, separator=tokenizer.eos_token_id, max_tokens=settings.tokens)
-        if len(text.tokens) < settings.burn_in + 2:
-            raise InputError(
-                f"languages.{tag}: the test split has {len(text.tokens)} tokens, too few for evaluate.burn_in = "
-                f"{settings.burn_in}; give it more text or a larger splits.test"
-            )
-        texts[tag] = text
-    return texts
+def evaluate(
+    run: Run,
+    base: DenseBase,
+    corpora: Corpora,
+    tokenizer: Any,
+    grouping: Grouping,
+    *,
+    retrain_dense: Callable[[], Any],
+) -> dict[str, Any]:
+    """Score base, dense control and mixture (under the three routings) and write metrics.json.
 
-
-def evaluate(run: Run, base: DenseBase, corpora: Corpora, tokenizer: Any, grouping: Grouping) -> dict[str, Any]:
-    """Score base, dense control and mixture (under the three routings) and write metrics.json."""
+    `retrain_dense` is called where a control that was not kept is needed again.
+    """
     recipe = run.recipe
     after = ["base", "train", *(["dense"] if recipe.dense.train else [])]
 
     def work() -> Mapping[str, Any]:
-        texts = read_test_texts(run, corpora, tokenizer)
+        texts = {tag: read_test_text(corpora, tag, tokenizer) for tag in recipe.languages}
+        if recipe.dense.train and not run.path("dense").exists():
+            retrain_dense()
         systems: list[tuple[str, Any]] = [("base", base.load)]
         if recipe.dense.train:
             systems.append(("dense", lambda: _load(run.path("dense"), recipe.train.dtype)))
@@ -67,8 +65,6 @@ def evaluate(run: Run, base: DenseBase, corpora: Corpora, tokenizer: Any, groupi
             scores, texts, grouping.as_dict(), facts={**_facts(run), "parameters": counts, "num_layers": num_layers}
         )
         write_text(run.path("metrics.json"), json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
-        if recipe.dense.train and not recipe.dense.keep:
-            shutil.rmtree(run.path("dense"), ignore_errors=True)
         return {"average": metrics["average"]}
 
     inputs: list[Any] = [
@@ -78,6 +74,8 @@ def evaluate(run: Run, base: DenseBase, corpora: Corpora, tokenizer: Any, groupi
     ]
     inputs += [recipe.splits.model_dump(), recipe.seed, recipe.name, recipe.preset]
     run.stage("evaluate", inputs, ["metrics.json"], work, after=after)
+    if recipe.dense.train and not recipe.dense.keep:
+        shutil.rmtree(run.path("dense"), ignore_errors=True)
     return read_json(run.path("metrics.json"))
 
 
@@ -107,7 +105,7 @@ def _score_all(
 def _facts(run: Run) -> dict[str, Any]:
     """Return everything in metrics.json that is not a score."""
     recipe = run.recipe
-    results = {path.stem: read_json(path).get("result", {}) for path in run.path("stages").glob("*.json")}
+    results = {name: record["result"] for name, record in run.records().items()}
     tokens = {"base": "base", "probe": "probe", "dense": "dense", "moe": "train"}
     speed = {"dense": "dense", "moe": "train"}
 
@@ -123,6 +121,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "tokens_per_second": of(speed, "tokens_per_second"),
         "seconds": run.seconds(),
         "peak_memory_mb": round(peak_memory_mb(), 1),
+        "split": recipe.evaluate.split,
         "burn_in": recipe.evaluate.burn_in,
         "window": recipe.evaluate.window or recipe.train.block_size,
         "device": str(device()),
@@ -136,5 +135,5 @@ def report(run: Run, *, after: Sequence[str] = ("evaluate",)) -> Path:
     def work() -> Mapping[str, Any]:
         return {"bytes": write_report(run.folder).stat().st_size}
 
-    run.stage("report", [], ["report.html"], work, after=after)
+    run.stage("report", [dump_recipe(run.recipe)], ["report.html"], work, after=after)
     return run.path("report.html")

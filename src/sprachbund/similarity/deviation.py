@@ -1,7 +1,8 @@
 """The probe: fine-tune a model a few steps on one language, read how its parameters moved, put them back.
 
-DMoE section 3.1 (Li et al. 2025): the deviation of language l is the difference of the parameters after and before; the
-cosine of two languages' FFN deviations is their similarity, its norm per layer says how language-specific the layer is.
+DMoE (Li et al., Findings of ACL 2025): the deviation of language l is the difference of the parameters after and
+before; the cosine of two languages' FFN deviations is their similarity, its norm per layer says how language-specific
+the layer is.
 Nothing is written but norms and sketches; the authors' code writes two full checkpoints per language.
 """
 
@@ -153,7 +154,7 @@ def load_probe(path: Path) -> LanguageProbe:
 
 
 def deviation_similarity(probes: Sequence[LanguageProbe], *, center: bool) -> Similarity:
-    """Return the cosines of the languages' FFN deviations over the probed layers (DMoE section 3.1).
+    """Return the cosines of the languages' FFN deviations over the probed layers (DMoE, as released).
 
     `center` first removes the mean deviation over languages, what every fine-tuning does whatever the language; not in
     the paper, and better at telling families apart (docs/results.md). Raises SprachbundError where a deviation, centred

@@ -12,7 +12,7 @@ from torch import Tensor
 def router_cross_entropy(router_logits: Sequence[Tensor], group_ids: Tensor) -> Tensor:
     """Return the mean cross-entropy of the routers to the true groups, (B,), over layers and tokens.
 
-    DMoE section 3.3: the routers learn in stage 1 which group a token's language belongs to (weight 1.28).
+    DMoE, stage 1 of the released code (weight 1.28): the routers learn which group a token's language belongs to.
     """
     losses = []
     for logits_BTG in router_logits:

@@ -39,6 +39,8 @@ class TrainingPlan:
     checkpoints: int = 4
     log_every: int | None = None
     trackers: tuple[str, ...] = ()
+    run_name: str = ""
+    rate_name: str = "train.learning_rate"
     seed: int = 0
 
     def stage_at(self, step: int) -> StagePlan:
@@ -68,7 +70,8 @@ class TrainingPlan:
     def dense(self) -> TrainingPlan:
         """Return the plan of the dense control: the same steps and rates, no routing."""
         stages = tuple(replace(s, routing=None, router_loss=0.0, balance_loss=0.0) for s in self.stages)
-        return replace(self, stages=stages, router_learning_rate=None)
+        name = self.run_name.removesuffix("-train")
+        return replace(self, stages=stages, router_learning_rate=None, run_name=f"{name}-dense")
 
 
 def plan_training(recipe: Recipe) -> TrainingPlan:
@@ -95,6 +98,7 @@ def plan_training(recipe: Recipe) -> TrainingPlan:
         checkpoints=train.checkpoints,
         log_every=train.log_every,
         trackers=tuple(train.trackers),
+        run_name=f"{recipe.name}-train",
         seed=recipe.seed,
     )
 
@@ -102,14 +106,19 @@ def plan_training(recipe: Recipe) -> TrainingPlan:
 def plan_base(scratch: Scratch, recipe: Recipe) -> TrainingPlan:
     """Return the plan for training a base from scratch."""
     batch = max(scratch.tokens_per_step // recipe.train.block_size, 1)
+    micro = (recipe.train.micro_batch_tokens or scratch.tokens_per_step) // recipe.train.block_size
     num_steps = max(scratch.tokens // (batch * recipe.train.block_size), 1)
     return TrainingPlan(
         num_steps=num_steps,
         batch_size=batch,
-        micro_batch_size=batch,
+        micro_batch_size=next(n for n in range(min(micro, batch), 0, -1) if batch % n == 0),
         learning_rate=scratch.learning_rate,
         stages=(StagePlan(num_steps, None),),
         bfloat16=recipe.train.dtype == "bfloat16",
+        gradient_checkpointing=recipe.train.gradient_checkpointing,
+        run_name=f"{recipe.name}-base",
+        rate_name="base.scratch.learning_rate",
+        trackers=tuple(recipe.train.trackers),
         checkpoints=recipe.train.checkpoints,
         seed=recipe.seed,
     )

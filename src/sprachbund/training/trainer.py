@@ -1,9 +1,12 @@
 """The Hugging Face Trainer with our batches, losses and stages."""
 
+import gc
 import json
 import logging
 import math
+import os
 import shutil
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -107,7 +110,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         if not math.isfinite(value):
             raise SprachbundError(
                 f"the loss became {value} at step {self.state.global_step + 1}; the model was not updated with it. "
-                f"Lower train.learning_rate (now {self.plan.learning_rate:g}) and run the same command again"
+                f"Lower {self.plan.rate_name} (now {self.plan.learning_rate:g}) and run the command again with --update"
             )
         self.sums["loss"] += value
         for name, part in parts.items():
@@ -217,7 +220,7 @@ def recompute_activations(model: Any) -> None:
 
 def _arguments(plan: TrainingPlan, folder: Path, description: str) -> TrainingArguments:
     """Return a plan in the Trainer's words."""
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=plan.num_steps,
         per_device_train_batch_size=plan.micro_batch_size,
@@ -232,12 +235,16 @@ def _arguments(plan: TrainingPlan, folder: Path, description: str) -> TrainingAr
         logging_steps=plan.log_every or max(plan.num_steps // 100, 1),
         logging_nan_inf_filter=False,
         report_to=list(plan.trackers) or "none",
-        run_name=description,
+        run_name=plan.run_name or description,
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=plan.seed,
     )
+    # A process trains on one device; with several in sight the Trainer would spread a batch over them (DataParallel).
+    _ = arguments.device
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def train(
@@ -257,6 +264,8 @@ def train(
     """
     resume = last_checkpoint(folder)
     done = int(resume.name.rsplit("-", 1)[1]) if resume else 0
+    if "tensorboard" in plan.trackers:  # its own default is the checkpoints' folder, which does not stay
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parents[1] / "tensorboard" / description)
     if plan.gradient_checkpointing:
         recompute_activations(model)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
@@ -281,5 +290,19 @@ def train(
         begun = time.monotonic()
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         seconds = time.monotonic() - begun
+    _release(trainer, plan.trackers)
     model.eval()
     return TrainingResult(seconds, callback.steps * tokens_per_step / max(seconds, 1e-9))
+
+
+def _release(trainer: GroupTrainer, trackers: Sequence[str]) -> None:
+    """End what a training leaves open: the next one in this process has its own memory and its own tracker run."""
+    for name in trackers:
+        finish = getattr(sys.modules.get(name), "finish", None)
+        if finish is not None:
+            finish()
+    del trainer.callback.trainer, trainer.callback  # a cycle that would hold the optimizer's memory
+    trainer.optimizer = trainer.lr_scheduler = None  # type: ignore[assignment]
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
