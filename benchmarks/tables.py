@@ -98,7 +98,7 @@ def _ablations() -> list[str]:
     lines = ["## One choice changed at a time", ""]
     lines.append(
         "`python benchmarks/ablations.py`, on the base, probe and groups of the Bible runs: change of the perplexity "
-        "after burn-in against the preset as it is, one figure per seed; above zero the preset's choice is better."
+        "after burn-in against the preset as it is, dev split, one seed; above zero the preset's choice is better."
     )
     lines += ["", "| changed | `group` | `prefix` | `top_k` |", "|---|---:|---:|---:|"]
     for row in content["variants"]:

@@ -37,12 +37,10 @@ def test_wrong_field_is_named_by_its_path(run_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("groups.json", '{"wol_Latn": "three"}', "one group number per language tag"),
-        ("similarity.csv", "language,wol_Latn,zul_Latn\nzul_Latn,1,0\nwol_Latn,0,1\n", "in the same order"),
-        ("similarity.csv", "language,wol_Latn\nwol_Latn,high\n", "every cell must be a number"),
-        ("similarity.csv", "language,wol_Latn,zul_Latn\nwol_Latn,1\nzul_Latn,0,1\n", "1 values for 2 languages"),
-        ("similarity.csv", "language,wol_Latn,zul_Latn\nwol_Latn,1\nzul_Latn,0\n", "1 values for 2 languages"),
-        ("similarity.csv", "language,xyz_Latn\nxyz_Latn,1\n", "'xyz_Latn' is in no group"),
+        ("groups.json", '{"wol_Latn": null}', "the group of 'wol_Latn' is null"),
+        ("similarity.csv", "language,wol_Latn,zul_Latn\nzul_Latn,1,0\nwol_Latn,0,1\n", "line 2"),
+        ("similarity.csv", "language,wol_Latn,zul_Latn\nwol_Latn,1,high\nzul_Latn,0,1\n", "line 2"),
+        ("similarity.csv", "language,wol_Latn,xyz_Latn\nwol_Latn,1,0\nxyz_Latn,0,1\n", "'xyz_Latn' is in no group"),
         ("layers.csv", "layer,ffn_norm\n0,0.3\n", r"layers\.csv:2"),
         ("layers.csv", "layer,ffn_norm,attention_norm,normalised,chosen\n0,much,1,1,1\n", r"layers\.csv:2"),
     ],

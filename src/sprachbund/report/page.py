@@ -224,7 +224,7 @@ def _similarity(run: RunResult) -> dict[str, Any]:
     order = sorted(range(len(sort_key)), key=sort_key.__getitem__)
     tags = [similarity.tags[i] for i in order]
     groups = [group_of[tag] for tag in tags]
-    values_LL = similarity.values[np.ix_(order, order)]
+    values_LL = similarity.values_LL[np.ix_(order, order)]
     off_diagonal_LL = ~np.eye(len(tags), dtype=bool)
     same_LL = np.equal.outer(groups, groups)
     nearest_L = np.where(off_diagonal_LL, np.nan_to_num(values_LL, nan=-np.inf), -np.inf).argmax(axis=1)

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sprachbund.errors import InputError
+from sprachbund.grouping.greedy import read_groups
+from sprachbund.grouping.similarity_csv import Similarity, read_similarity
 
 Scores = dict[str, float | None]
 
@@ -116,14 +116,6 @@ class Events:
 
 
 @dataclass(frozen=True)
-class Similarity:
-    """A square table of similarities, its rows and columns named by `tags`."""
-
-    tags: list[str]
-    values: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
 class RunResult:
     """All that the page is made of; None where the run wrote no such file."""
 
@@ -149,7 +141,7 @@ def read_run(folder: Path) -> RunResult:
     metrics = _read_metrics(folder / "metrics.json")
     groups = {tag: language.group for tag, language in metrics.languages.items()}
     if (folder / "groups.json").is_file():
-        groups = {**_read_groups(folder / "groups.json"), **groups}
+        groups = {**read_groups(folder / "groups.json").as_dict(), **groups}
     recipe, similarity, layers, events = (
         folder / name for name in ("recipe.yaml", "similarity.csv", "layers.csv", "events.jsonl")
     )
@@ -159,7 +151,7 @@ def read_run(folder: Path) -> RunResult:
         groups=groups,
         similarity=_read_similarity(similarity, groups) if similarity.is_file() else None,
         layers=_read_layers(layers) if layers.is_file() else None,
-        events=_read_events(events) if events.is_file() else None,
+        events=_read_events(events, with_dense="dense" in metrics.average.perplexity) if events.is_file() else None,
     )
 
 
@@ -216,32 +208,13 @@ def _read_metrics(path: Path) -> Metrics:
         raise InputError(f"{path}: at {where}: {first['msg'].lower()}; evaluate the run again.") from error
 
 
-def _read_groups(path: Path) -> dict[str, int]:
-    """Read `groups.json`: the group of each language tag."""
-    found = _read_json(path)
-    if not isinstance(found, dict) or not all(type(group) is int for group in found.values()):
-        raise InputError(f'{path}: expected one group number per language tag, as in {{"swh_Latn": 0}}.')
-    return found
-
-
 def _read_similarity(path: Path, groups: dict[str, int]) -> Similarity:
-    """Read `similarity.csv`, which names its columns and its rows alike."""
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
-    tags = [clean(tag) for tag in rows[0][1:]] if rows else []
-    if [clean(row[0]) for row in rows[1:]] != tags:
-        raise InputError(f"{path}: its rows and columns must name the same languages in the same order.")
-    unknown = [tag for tag in tags if tag not in groups]
+    """Read `similarity.csv`; every language in it must be in a group."""
+    similarity = read_similarity(path)
+    unknown = [tag for tag in similarity.tags if tag not in groups]
     if unknown:
-        raise InputError(f"{path}: {unknown[0]!r} is in no group of this run; run the similarity stage again.")
-    try:
-        rows_LL = [[float(cell) for cell in row[1:]] for row in rows[1:]]
-    except ValueError as error:
-        raise InputError(f"{path}: every cell must be a number ({error}).") from error
-    for tag, row_L in zip(tags, rows_LL, strict=True):
-        if len(row_L) != len(tags):
-            raise InputError(f"{path}: the row of {tag!r} holds {len(row_L)} values for {len(tags)} languages.")
-    return Similarity(tags, np.array(rows_LL, dtype=np.float64).reshape(len(tags), len(tags)))
+        raise InputError(f"{path}: {unknown[0]!r} is in no group of this run; run `sprachbund group` on it again.")
+    return similarity
 
 
 def _read_layers(path: Path) -> list[Layer]:
@@ -266,8 +239,11 @@ def _read_layers(path: Path) -> list[Layer]:
             ) from error
 
 
-def _read_events(path: Path) -> Events:
-    """Read the event log; a torn line (the run was killed while writing) is left out."""
+def _read_events(path: Path, *, with_dense: bool) -> Events:
+    """Read the event log; a torn line (the run was killed while writing) is left out.
+
+    Without `with_dense` the events of a control that an earlier recipe of this folder trained are left out as well.
+    """
     events = Events()
     for event in _event_lines(path, events):
         if event.get("event") == "step" and isinstance(event.get("step"), int):
@@ -283,6 +259,8 @@ def _read_events(path: Path) -> Events:
             events.tokens = {
                 tag: [n if isinstance(n, int) else 0 for n in counts] for tag, counts in event["tokens"].items()
             }
+    if not with_dense:
+        events.steps.pop("dense", None)
     return events
 
 
