@@ -89,30 +89,7 @@ def results() -> str:
         "`python benchmarks/demo.py`. CLDR text is dates, units, currencies and lists of names: a corpus to show the "
         "tool on, not to judge the method by.",
     )
-    lines += _ablations()
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _ablations() -> list[str]:
-    content = json.loads((RESULTS / "ablations.json").read_text())
-    lines = ["## One choice changed at a time", ""]
-    lines.append(
-        "`python benchmarks/ablations.py`, on the base, probe and groups of the Bible runs: change of the perplexity "
-        "after burn-in against the preset as it is, dev split, one seed; above zero the preset's choice is better."
-    )
-    lines += ["", "| changed | `group` | `prefix` | `top_k` |", "|---|---:|---:|---:|"]
-    for row in content["variants"]:
-        cells = " | ".join(", ".join(f"{v:+.1%}" for v in row["changes"][r]) for r in ROUTINGS)
-        lines.append(f"| {row['variant']} | {cells} |")
-    scores = "; ".join(
-        f"`{name}` {', '.join(f'{v:.3f}' for v in values)}" for name, values in content["family_auc"].items()
-    )
-    lines += [
-        "",
-        "Chance that two languages of one family are more similar to the probe than two of different families (0.5",
-    ]
-    lines += [f"would be no signal), per seed: {scores}."]
-    return [*lines, ""]
 
 
 def headline() -> str:

@@ -18,8 +18,8 @@ HEAD = """# The recipe
 One YAML file describes a whole run. It is checked before anything is loaded; unknown keys are errors. `--set a.b=value`
 changes one value on the command line. This page is generated from the code.
 
-Where a default comes from: [paper] is DMoE (Li et al., Findings of ACL 2025) and its released code, [measured] is
-[results.md](results.md). A preset gives the starting values of some parts; what the recipe says goes over it.
+Where a default comes from: [paper] is DMoE (Li et al., Findings of ACL 2025) and its released code, [ours] is where we
+differ from it; [results.md](results.md) measures the two as a whole. A preset gives the starting values of some parts; what the recipe says goes over it.
 """
 
 

@@ -1,7 +1,7 @@
 """The recipe: everything a run needs, validated before anything is loaded.
 
 Every default names its source: [paper] is DMoE (Li et al., Findings of ACL 2025, and its released code),
-[measured] a measurement of this project (docs/results.md). Unknown keys are errors.
+[ours] is where we differ from it; docs/results.md measures the two as a whole. Unknown keys are errors.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Probe(Part):
         pattern=r"^(all|last:[1-9]\d*)$",
         description="layers whose FFN deviations are compared: all, or the last N as last:N [paper: last:3]",
     )
-    center: bool = Field(True, description="remove the mean deviation over languages before comparing [measured]")
+    center: bool = Field(True, description="remove the mean deviation over languages before comparing [ours]")
     sketch_size: Positive = Field(65_536, description="floats kept per layer and language (CountSketch)")
 
 
@@ -158,7 +158,7 @@ class Groups(Part):
 class Layers(Part):
     """Which layers become mixtures of experts: give one key, or the word `all`."""
 
-    all: bool | None = Field(None, description="every layer [measured]")
+    all: bool | None = Field(None, description="every layer [ours]")
     epsilon: float | None = Field(None, ge=0, le=1, description="normalised FFN deviation at least this [paper: 0.6]")
     top: Positive | None = Field(None, description="so many layers, largest deviation first")
     given: list[Annotated[int, Field(ge=0)]] | None = Field(None, description="layer numbers, counted from 0")
@@ -182,16 +182,16 @@ class Experts(Part):
 
     kind: Literal["shared", "copy"] = Field(
         "shared",
-        description="shared: the dense FFN stays, each group adds an expert that starts at zero [measured]; "
+        description="shared: the dense FFN stays, each group adds an expert that starts at zero [ours]; "
         "copy: each group owns a copy of the dense FFN [paper]",
     )
     width: Positive | None = Field(None, description="FFN width of a shared-kind expert; null: that of the dense FFN")
     num_experts_per_tok: Positive = Field(2, description="experts per token under top_k routing [paper: 2]")
     router_gradient: Literal["detach", "through"] = Field(
-        "detach", description="does the router's loss reach the language model? [paper: through] [measured: detach]"
+        "detach", description="does the router's loss reach the language model? [paper: through] [ours: detach]"
     )
     router_rate_factor: float = Field(
-        4.0, gt=0, description="the router's learning rate as a multiple of the model's [measured: 4] [paper: 1]"
+        4.0, gt=0, description="the router's learning rate as a multiple of the model's [ours: 4] [paper: 1]"
     )
     router_init: Literal["zero", "normal"] = Field("normal", description="normal: standard deviation 0.02 [paper]")
 

@@ -157,7 +157,7 @@ def deviation_similarity(probes: Sequence[LanguageProbe], *, center: bool) -> Si
     """Return the cosines of the languages' FFN deviations over the probed layers (DMoE, as released).
 
     `center` first removes the mean deviation over languages, what every fine-tuning does whatever the language; not in
-    the paper, and better at telling families apart (docs/results.md). Raises SprachbundError where a deviation, centred
+    the paper; the prototypes told families apart better with it. Raises SprachbundError where a deviation, centred
     or not, is zero and has no direction.
     """
     products_LL = torch.zeros(len(probes), len(probes), dtype=torch.float64)
