@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from command_line import CommandLine
 
-from sprachbund.recipe_file import build_recipe
+from sprachbund.recipe_file import build_recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -97,3 +97,11 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("preset", ["default", "paper", "native"])
+def test_examples_validate_under_every_preset(path: Path, preset: str) -> None:
+    recipe = load_recipe(path, overrides=[f"preset={preset}"])
+    assert recipe.preset == preset
+    assert all(source.file is None or Path(source.file).is_absolute() for source in recipe.languages.values())
