@@ -87,8 +87,8 @@ def results() -> str:
         "The demo: 24 languages of the embedded CLDR corpus",
         "demo",
         "`python benchmarks/demo.py`. CLDR text is dates, units, currencies and lists of names: a corpus to show the "
-        "tool on, not to judge the method by. `paper`: seed 0 only. The "
-        "number of training steps was set with these test figures in view: half as many fell short of a bar on one seed.",
+        "tool on, not to judge the method by. `paper`: seed 0 only. The number of "
+        "training steps was set with these test figures in view: half as many fell short of a bar on one seed.",
     )
     return "\n".join(lines).rstrip() + "\n"
 
