@@ -233,4 +233,4 @@ def test_every_field_has_a_description_and_defaults_name_their_source() -> None:
     assert len(fields) > 50
     assert all(field.description for field in fields)
     sources = re.findall(r"\[(\w+)", " ".join(field.description or "" for field in fields))
-    assert set(sources) == {"paper", "measured"}
+    assert set(sources) == {"paper", "ours"}
