@@ -93,9 +93,12 @@ def test_a_string_is_a_base_and_a_source() -> None:
             {"mixture": {"method": "given", "shares": {"sw": 1, "swh_Latn": 1, "zu": 1, "xh": 1}}},
             "mixture: 'sw' and 'swh_Latn' are both swh_Latn; every language may be given once",
         ),
-        ({"layers": {}}, "layers: give exactly one of: all, epsilon, top, given"),
-        ({"layers": {"all": False}}, "layers: give exactly one of: all, epsilon, top, given"),
-        ({"layers": {"epsilon": 0.6, "top": 2}}, "layers: give exactly one of: all, epsilon, top, given"),
+        ({"layers": {}}, "layers: give exactly one of: all, epsilon, top, budget, layerwise, given"),
+        ({"layers": {"all": False}}, "layers: give exactly one of: all, epsilon, top, budget, layerwise, given"),
+        (
+            {"layers": {"epsilon": 0.6, "top": 2}},
+            "layers: give exactly one of: all, epsilon, top, budget, layerwise, given",
+        ),
         ({"layers": {"given": []}}, "layers: given must name at least one layer, each once; found []"),
         ({"layers": {"given": [1, 1]}}, "layers: given must name at least one layer, each once; found [1, 1]"),
         ({"train__block_size": 100}, "train: tokens_per_step = 1024 is no multiple of block_size 100"),
@@ -112,7 +115,7 @@ def test_a_string_is_a_base_and_a_source() -> None:
             {"train__stages": [{"share": 0.5}, {"share": 0.4}]},
             "train: the stages' shares sum to 0.9; they must sum to 1",
         ),
-        ({"groups__count": 4}, ": groups.count = 4 is more than the 3 languages; give at most 3"),
+        ({"groups__count": 4}, ": groups.count = 4 for 3 languages; give 2 to 3, or auto"),
         (
             {"experts": {"kind": "copy", "width": 64}},
             ": experts.width belongs to experts.kind: shared; a copy has the dense FFN's width",
@@ -124,6 +127,50 @@ def test_a_string_is_a_base_and_a_source() -> None:
         (
             {"base": {"scratch": {"num_layers": 2}}, "layers": {"top": 3}},
             ": layers.top = 3 is more than the base's 2 layers",
+        ),
+        (
+            {"groups__count": 1},
+            "groups.count: found 1; give a whole number from 2, or auto",
+        ),
+        (
+            {"groups__similarity": "s.csv"},
+            "groups: similarity belongs to source: given, and only to it",
+        ),
+        (
+            {"groups__method": "greedy-seeded"},
+            "groups: method = greedy-seeded belongs to objective: greedy, and only to it",
+        ),
+        (
+            {"groups__must_link": [["sw", "zul"], ["sw", "fra"]]},
+            "groups: must_link names fra_Latn, which is no language of the recipe, "
+            "did you mean 'zul_Latn' or 'xho_Latn' or 'swh_Latn'?",
+        ),
+        (
+            {"groups__cannot_link": [["sw"]]},
+            "groups: cannot_link has the link ['swh_Latn']; a link names at least two languages",
+        ),
+        ({"groups__weights": "size"}, "groups.weights: found 'size'; give a number for every language, or bytes"),
+        ({"groups__weights": {"sw": 0}}, "groups.weights: the weight of sw is 0; give a number above 0"),
+        (
+            {"groups__weights": {"sw": 1}},
+            "groups: weights has no number for zul_Latn, xho_Latn; give every language one",
+        ),
+        (
+            {"groups__source": "family"},
+            "groups: source: family knows no family of swh_Latn, zul_Latn, xho_Latn; "
+            "give languages.swh_Latn.family, or groups.families, a CSV",
+        ),
+        (
+            {"probe": {"sentences": "flores.txt"}},
+            "probe: sentences = 'flores.txt' lacks {tag}, which stands for the language",
+        ),
+        (
+            {"base": {"scratch": {"num_layers": 2}}, "probe": {"layers": [1, 2]}},
+            ": probe.layers names layer 2; the base has layers 0 to 1",
+        ),
+        (
+            {"base": {"scratch": {"num_layers": 2}}, "probe": {"hidden_layer": 3}},
+            ": probe.hidden_layer = 3 is more than the base's 2 layers",
         ),
         ({"evaluate": {"burn_in": 128}}, ": evaluate.burn_in = 128 leaves nothing of a window of 128 tokens"),
         (
@@ -157,6 +204,11 @@ def test_an_unknown_language_is_named_with_its_neighbours() -> None:
         ({"probe": {"layers": "first:3"}}, "probe.layers"),
         ({"probe": {"learning_rate": 0}}, "probe.learning_rate"),
         ({"groups__count": 0}, "groups.count"),
+        ({"groups__count": True}, "groups.count"),
+        ({"groups__floor": 1.5}, "groups.floor"),
+        ({"probe": {"layers": [0, 0]}}, "probe.layers"),
+        ({"probe": {"center": ["lexicon"]}}, "probe.center"),
+        ({"probe": {"sources": ["words"]}}, "probe.sources.0"),
         ({"groups__method": "exact"}, "groups.method"),
         ({"layers": {"epsilon": 1.1}}, "layers.epsilon"),
         ({"layers": {"given": [-1]}}, "layers.given.0"),

@@ -94,13 +94,14 @@ def test_anchors_and_merge_keys_work() -> None:
 def test_a_misspelt_key_is_named_with_its_place_and_the_right_one() -> None:
     assert fault(TEXT + "probe: {learning_rat: 1}\n") == (
         "r.yaml: probe.learning_rat is no key of a recipe, did you mean 'learning_rate'? "
-        "Allowed here: steps, tokens_per_step, learning_rate, layers, center, sketch_size"
+        "Allowed here: sources, steps, tokens_per_step, learning_rate, optimizer, repeats, layers, center, "
+        "hidden_layer, sentences, num_sentences, ngram, sketch_size"
     )
     assert fault(TEXT.replace("groups:", "gruops:")).startswith(
         "r.yaml: gruops is no key of a recipe, did you mean 'groups'? Allowed here: name, preset, base, languages, "
     )
-    assert fault(TEXT, "languages.zul_Latn={fil: zu.jsonl}").startswith(
-        "r.yaml: languages.zul_Latn.fil is no key of a recipe, did you mean 'file' or 'field'? Allowed here: file, "
+    assert fault(TEXT, "languages.zul_Latn={hubb: zu}").startswith(
+        "r.yaml: languages.zul_Latn.hubb is no key of a recipe, did you mean 'hub'? Allowed here: file, "
     )
     stages = "train.stages=[{share: 1, router_los: 2}]"
     assert fault(TEXT, stages).startswith(
@@ -124,14 +125,13 @@ def test_a_missing_key_and_how_many_mistakes_there_are() -> None:
     [
         ("name=a b", "name: found 'a b'; give the name of the run: letters, digits, '.', '_' and '-', "
          "first a letter or digit"),
-        ("probe.layers=last", "probe.layers: found 'last'; give the layers whose FFN deviations "
-         "are compared: all, or the last N as last:N [paper: last:3]"),
-        ("probe=", "probe: found None; give a mapping with the keys steps, tokens_per_step, learning_rate, "
-         "layers, center, sketch_size"),
+        ("probe.layers=last", "probe.layers: found 'last'; give all, last:N, or a list of layers "
+         "counted from 0, each once"),
+        ("splits=", "splits: found None; give a mapping with the keys dev, test"),
         ("languages=3", "languages: found 3; give a mapping keyed by language tag, such as swh_Latn"),
         ("train.dtype=float16", "train.dtype: found 'float16'; input should be 'float32' or 'bfloat16'"),
         ("mixture.temperature=2", "mixture.temperature: found 2; input should be less than or equal to 1"),
-        ("groups.count=3", "the recipe: groups.count = 3 is more than the 2 languages; give at most 2"),
+        ("groups.count=3", "the recipe: groups.count = 3 for 2 languages; give 2, or auto"),
         ("preset=papre", "preset: 'papre' is unknown; one of default, paper, native"),
         ("preset=[paper]", "preset: ['paper'] is unknown; one of default, paper, native"),
     ],
@@ -260,7 +260,7 @@ def test_a_preset_lies_under_the_recipe() -> None:
     assert (recipe.probe.steps, recipe.probe.layers, recipe.probe.center) == (3, "last:3", False)
     assert (recipe.experts.kind, recipe.experts.router_gradient) == ("copy", "detach")
     assert recipe.layers.epsilon == 0.6
-    assert recipe.groups == Groups(count=2, method="greedy-exhaustive")
+    assert recipe.groups == Groups(count=2, objective="greedy")
     assert [s.routing for s in recipe.train.stages] == ["group", "top_k"]
 
 
