@@ -30,7 +30,7 @@ class Stub:
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
         self.device = torch.device("cpu")
-        self.config = SimpleNamespace(vocab_size=len(logits), num_groups=3)
+        self.config = SimpleNamespace(vocab_size=len(logits), num_groups=3, moe_layers=[0, 1], expert_of_group={})
         self.batches: list[tuple[int, ...]] = []
         self.calls: list[dict[str, Any]] = []
 
@@ -130,6 +130,24 @@ def test_routers_are_counted_by_hand() -> None:
     assert top_k.routed == pytest.approx([3 / 12, (1 + 6) / 12, 2 / 12])
     assert top_k.right / top_k.positions == pytest.approx(2 / 12)
     assert score_language(uniform(6), text, routing="group", **options).routed == []
+
+
+def test_an_expert_of_several_groups_counts_for_the_true_one_of_them() -> None:
+    text = Text(
+        np.array([0, 1, 2, 0, 0, 5, 4]), 7
+    )  # first choices: experts 0 1 2 0 0 2 in layer 0, always 1 in layer 1
+    model = uniform(6)
+    model.config = SimpleNamespace(
+        vocab_size=6, num_groups=4, moe_layers=[3, 5], expert_of_group={"3": [0, 1, 0, 2], "5": [1, 1, 2, 0]}
+    )
+    options = {"window": 4, "burn_in": 2, "batch_tokens": 4, "routing": "top_k"}
+    own = score_language(model, text, group=2, **options)
+    # layer 3: expert 0 is the group's own, 1 and 2 are those of groups 1 and 3; layer 5: groups 0 and 1 share expert 1
+    assert own.routed == pytest.approx([3 / 12, (1 + 3) / 12, 3 / 12, 2 / 12])
+    assert own.right / own.positions == pytest.approx(3 / 12)
+    other = score_language(model, text, group=0, **options)
+    assert other.routed == pytest.approx([(3 + 6) / 12, 1 / 12, 0, 2 / 12])
+    assert other.right / other.positions == pytest.approx(9 / 12)
 
 
 def test_the_true_group_is_told_under_group_routing_only() -> None:

@@ -26,12 +26,16 @@ def dense() -> Any:
 
 
 @lru_cache
-def mixture() -> Any:
-    """A mixture whose experts and routers differ, with a gate that knows four languages."""
+def mixture(*, uneven: bool = False) -> Any:
+    """A mixture whose experts and routers differ, with a gate that knows four languages.
+
+    In the uneven one groups 0 and 1 share an expert in layer 1.
+    """
     generator = np.random.default_rng(0)
     streams = [generator.integers(0, VOCABULARY, 400) for _ in GROUPS]
     table = count_log_prob(streams, vocab_size=VOCABULARY)
-    model = expand(dense(), moe_layers=[0, 1], groups=GROUPS, log_prob=table, seed=0).eval()
+    tables = {0: [0, 1, 2], 1: [0, 0, 1]} if uneven else None
+    model = expand(dense(), moe_layers=[0, 1], expert_of_group=tables, groups=GROUPS, log_prob=table, seed=0).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "experts" in name or name.endswith("gate.weight"):
@@ -135,3 +139,23 @@ def test_scoring_leaves_the_model_as_it_was() -> None:
     score(model, "top_k")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not model.training
+
+
+@torch.inference_mode()
+def test_an_uneven_mixture_is_scored_by_the_experts_of_the_true_group() -> None:
+    model = mixture(uneven=True)
+    for routing in ("prefix", "top_k"):
+        found = score(model, routing, 1)
+        assert sum(found.routed) == pytest.approx(1)
+        assert found.routed[1] == pytest.approx(found.right / found.positions)
+    inputs = torch.from_numpy(text().tokens[:-1])
+    right = 0.0
+    for start in range(0, len(inputs), WINDOW):
+        first, second = model(inputs[None, start : start + WINDOW], routing="top_k", output_router_logits=True)[
+            "router_logits"
+        ]
+        assert (first.shape[-1], second.shape[-1]) == (3, 2)
+        right += float((first.argmax(-1) == 1).sum() + (second.argmax(-1) == 0).sum()) / 2
+    found = score(model, "top_k", 1)
+    assert found.right == pytest.approx(right)
+    assert 0 < right < found.positions

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from sprachbund.errors import InputError
-from sprachbund.modeling import causal_lm_class, config_class, count_parameters
+from sprachbund.modeling import causal_lm_class, config_class, count_parameters, layer_cost
 from sprachbund.modeling.base import load_model
 from sprachbund.modeling.model import is_dmoe, mixture_layers
 
@@ -158,6 +158,24 @@ def test_parameters_are_counted_by_their_closed_form(
     shared = count_parameters(make_moe(kind="shared", width=10, fields=fields))
     assert shared.total == expected + 2 * (num_groups * 3 * width * 10 + router)
     assert shared.active == expected + 2 * 3 * width * 10
+
+
+@pytest.mark.parametrize(
+    ("kind", "width"), [("copy", None), ("shared", None), ("shared", 10)], ids=["copy", "shared", "narrow"]
+)
+def test_the_cost_of_a_layer_is_what_expanding_it_adds(
+    kind: Any, width: int | None, make_dense: Callable[..., Any], make_moe: Callable[..., Any]
+) -> None:
+    dense = make_dense()
+    before = count_parameters(dense).total
+    cost = layer_cost(dense.config, num_groups=4, kind=kind, width=width)
+    for layers in ([1], [0, 2], [0, 1, 2]):
+        expanded = make_moe(kind=kind, width=width, moe_layers=layers)
+        assert count_parameters(expanded).total == before + len(layers) * cost
+    uneven = make_moe(kind=kind, width=width, moe_layers=None, expert_of_group={0: [0, 0, 1, 1], 2: [0, 1, 2, 1]})
+    costs = [layer_cost(dense.config, num_groups=experts, kind=kind, width=width) for experts in (2, 3)]
+    assert count_parameters(uneven).total == before + sum(costs)
+    assert count_parameters(uneven).active == count_parameters(make_moe(kind=kind, width=width)).active
 
 
 def test_what_cannot_be_loaded_is_named_in_one_sentence(make_moe: Callable[..., Any], tmp_path: Path) -> None:

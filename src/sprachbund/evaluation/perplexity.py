@@ -6,7 +6,7 @@ Two scores, each counting every position once:
 - after burn-in: windows that overlap by the burn-in, counting the positions that have at least so many tokens of
   context.
 
-Shapes: B windows, T tokens of a window, V vocabulary, G groups.
+Shapes: B windows, T tokens of a window, V vocabulary, G groups, E experts of a layer, M mixture layers.
 """
 
 import math
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sprachbund.errors import SprachbundError
+from sprachbund.modeling.tables import expert_tables, group_credit
 
 LOGITS_AT_ONCE = 1 << 29  # logits of one forward pass, where one window has fewer: 2 GB in float32
 FLOATS_AT_ONCE = 1 << 24  # logits turned into probabilities at once
@@ -64,8 +65,8 @@ class LanguageScores:
     positions: int = 0
     nats_after_burn_in: float = 0.0
     positions_after_burn_in: int = 0
-    right: float = 0.0  # positions routed to the language's own group, all positions
-    routed: list[float] = field(default_factory=list)  # share of positions per group
+    right: float = 0.0  # positions routed to the expert of the language's own group, all positions
+    routed: list[float] = field(default_factory=list)  # share of positions per group, as `group_credit` counts
 
     @property
     def perplexity(self) -> float:
@@ -152,8 +153,8 @@ def score_language(
             if context == 0:
                 scores.nats += float(nats_BT.sum())
                 scores.positions += nats_BT.numel()
-                if routing in ("prefix", "top_k") and group is not None:
-                    _count_routes(scores, _routes(outputs), group, model.config.num_groups)
+                if group is not None and routing in ("prefix", "top_k"):
+                    _count_routes(scores, outputs, group, model.config)
             else:
                 scores.nats_after_burn_in += float(nats_BT.sum())
                 scores.positions_after_burn_in += nats_BT.numel()
@@ -175,17 +176,28 @@ def _forward(model: Any, ids_BT: Tensor, *, routing: str | None, group: int | No
     return model(input_ids=ids_BT, routing=routing, group_ids=given, output_router_logits=logits, use_cache=False)
 
 
-def _routes(outputs: Any) -> list[Tensor]:
-    """Return the groups that positions went to, (B, T): one tensor, or the first choice of each layer under top_k."""
+def _count_routes(scores: LanguageScores, outputs: Any, group: int, config: Any) -> None:
+    """Add the groups that positions went to; under top_k the mean over layers of each layer's first choice."""
     if outputs.group_ids is not None:
-        return [outputs.group_ids]
-    return [logits.argmax(-1) for logits in outputs.router_logits]
-
-
-def _count_routes(scores: LanguageScores, routes: list[Tensor], group: int, num_groups: int) -> None:
+        counts_MG = [torch.bincount(outputs.group_ids.flatten(), minlength=config.num_groups).tolist()]
+    else:
+        counts_MG = _first_choices(outputs.router_logits, group, config)
     if not scores.routed:
-        scores.routed = [0.0] * num_groups
-    for route_BT in routes:
-        counts = torch.bincount(route_BT.flatten(), minlength=num_groups).tolist()
-        scores.routed = [old + new / len(routes) for old, new in zip(scores.routed, counts, strict=True)]
-        scores.right += counts[group] / len(routes)
+        scores.routed = [0.0] * config.num_groups
+    for counts_G in counts_MG:
+        scores.routed = [old + new / len(counts_MG) for old, new in zip(scores.routed, counts_G, strict=True)]
+        scores.right += counts_G[group] / len(counts_MG)
+
+
+def _first_choices(router_logits: Sequence[Tensor], group: int, config: Any) -> list[list[float]]:
+    """Return (M, G) numbers of positions per group; an expert is its group, or counts for those that share it."""
+    tables_MG = expert_tables(config)
+    counts_MG = []
+    for layer, logits_BTE in enumerate(router_logits):
+        counts_E = torch.bincount(logits_BTE.argmax(-1).flatten(), minlength=logits_BTE.shape[-1])
+        if tables_MG is None:
+            counts_MG.append(counts_E.tolist())
+        else:
+            credit_EG = group_credit(tables_MG[layer], group=group)
+            counts_MG.append((counts_E.double().cpu() @ credit_EG).tolist())
+    return counts_MG

@@ -24,6 +24,9 @@ FFN_KEY = "delta_norm_ffn"
 # Below this the differences between layers were noise of the optimiser in our own measurements (1-4%).
 SMALLEST_TELLING_SPREAD = 0.05
 
+# A modified z-score above this marks an outlier (Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers).
+OUTLIER_SCORE = 3.5
+
 
 def read_norms(path: Path | str) -> LayerNorms:
     """Read the FFN norms of a file of the authors' form: {tag: {"delta_norm_ffn": [...], "delta_norm_att": [...]}}.
@@ -69,7 +72,11 @@ def mean_norms(norms: LayerNorms) -> list[float]:
 def normalised(norms_L: Sequence[float]) -> list[float]:
     """Return (L) norms scaled so that the smallest is 0 and the largest is 1.
 
-    Where all are equal, all become 1: no layer stands out, so none is left out. (The authors' code divides by zero.)
+    Where all are equal, zero among them, all become 1: no layer stands out, so none is left out. (The authors' code
+    divides by zero.)
+
+    Raises:
+        InputError: no norm at all, or one that is no finite number, zero or more; likewise for every choice below.
     """
     _check(norms_L)
     lowest, highest = min(norms_L), max(norms_L)
@@ -81,7 +88,8 @@ def normalised(norms_L: Sequence[float]) -> list[float]:
 def choose_by_epsilon(norms_L: Sequence[float], *, epsilon: float) -> list[int]:
     """Return, ascending, the layers whose normalised norm is at least epsilon: the paper's rule, with epsilon 0.6.
 
-    At least one layer is always chosen, and a single outlier can suppress all others: see `noise_warning`.
+    At least one layer is always chosen; the rule is blind to how much the layers differ (`noise_warning`), and a
+    single layer can suppress all others (`outlier_warning`).
 
     Raises:
         InputError: epsilon is not in 0..1.
@@ -100,8 +108,39 @@ def choose_top(norms_L: Sequence[float], *, num_layers: int) -> list[int]:
     _check(norms_L)
     if not 1 <= num_layers <= len(norms_L):
         raise InputError(f"{num_layers} layers asked for, the model has {len(norms_L)}; ask for 1 to {len(norms_L)}.")
-    by_norm = sorted(range(len(norms_L)), key=lambda layer: (-norms_L[layer], layer))
-    return sorted(by_norm[:num_layers])
+    return sorted(_by_norm(norms_L)[:num_layers])
+
+
+def choose_by_budget(norms_L: Sequence[float], *, budget: int, cost_L: Sequence[int]) -> list[int]:
+    """Return, ascending, as many layers as `budget` added parameters allow, those with the largest norms first.
+
+    `cost_L` is what each layer adds when it becomes a mixture (`sprachbund.modeling.layer_cost`). Layers are taken in
+    the order of their norms; one that no longer fits is passed over, and cheaper ones after it may still fit. Where
+    all cost the same, as in the supported families, this is the top floor(budget / cost) layers.
+
+    Raises:
+        InputError: not even the cheapest layer fits.
+    """
+    _check(norms_L)
+    assert len(cost_L) == len(norms_L), "one cost for each layer"
+    assert min(cost_L) > 0, "a layer that costs nothing"
+    chosen: list[int] = []
+    left = budget
+    for layer in _by_norm(norms_L):
+        if cost_L[layer] <= left:
+            chosen.append(layer)
+            left -= cost_L[layer]
+    if not chosen:
+        raise InputError(
+            f"a budget of {budget:,} added parameters does not allow a single mixture layer, which costs "
+            f"{min(cost_L):,}; give at least that, or smaller experts (experts.kind: shared with a smaller width)."
+        )
+    return sorted(chosen)
+
+
+def _by_norm(norms_L: Sequence[float]) -> list[int]:
+    """Return the layers, largest norm first; of equal ones the lower layer goes first."""
+    return sorted(range(len(norms_L)), key=lambda layer: (-norms_L[layer], layer))
 
 
 def bitmask(layers: Iterable[int]) -> int:
@@ -131,12 +170,41 @@ def noise_warning(norms_L: Sequence[float]) -> str | None:
     spread = relative_spread(norms_L)
     if spread >= SMALLEST_TELLING_SPREAD:
         return None
+    if not max(norms_L):
+        return "The norm of every layer is 0: nothing moved, so they say nothing about layers; check the probe."
     return (
         f"The norms of the layers differ by {spread:.1%} of their mean only (below {SMALLEST_TELLING_SPREAD:.0%}): "
         "epsilon reads noise here, so give experts to all layers or choose the number of layers."
     )
 
 
+def outlier_warning(norms_L: Sequence[float], *, epsilon: float) -> str | None:
+    """Return one sentence where one layer alone keeps others below epsilon, else None.
+
+    The largest norm stretches the scale of all. The rule: its modified z-score, 0.6745 (norm - median) / median
+    absolute deviation, is above 3.5 (Iglewicz and Hoaglin 1993), and without it other layers would reach epsilon.
+    """
+    chosen = choose_by_epsilon(norms_L, epsilon=epsilon)
+    top = _by_norm(norms_L)[0]
+    median = float(np.median(norms_L))
+    deviation = float(np.median(np.abs(np.asarray(norms_L, dtype=np.float64) - median)))
+    if len(norms_L) < 3 or 0.6745 * (norms_L[top] - median) <= OUTLIER_SCORE * deviation:
+        return None
+    rest = [layer for layer in range(len(norms_L)) if layer != top]
+    without = choose_by_epsilon([norms_L[layer] for layer in rest], epsilon=epsilon)
+    suppressed = [rest[place] for place in without if rest[place] not in chosen]
+    if not suppressed:
+        return None
+    return (
+        f"Layer {top} stands out (norm {norms_L[top]:.4g}, median {median:.4g}) and suppresses "
+        f"{', '.join(map(str, suppressed))}, which would reach epsilon = {epsilon:g} without it: "
+        "look at the norms, and lower epsilon or choose the number of layers."
+    )
+
+
 def _check(norms_L: Sequence[float]) -> None:
     if not norms_L:
         raise InputError("No layer norms were given; give one for each layer of the model.")
+    for layer, norm in enumerate(norms_L):
+        if not 0 <= norm <= sys.float_info.max:
+            raise InputError(f"The norm of layer {layer} is {norm}; a norm is a finite number, zero or more.")

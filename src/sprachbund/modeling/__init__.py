@@ -6,7 +6,7 @@ Importing this package registers every `dmoe_<family>` with AutoConfig and AutoM
 from sprachbund.modeling.expand import expand
 from sprachbund.modeling.gate import count_log_prob
 from sprachbund.modeling.model import DmoeOutput, causal_lm_class, config_class, register
-from sprachbund.modeling.parameters import ParameterCounts, count_parameters
+from sprachbund.modeling.parameters import ParameterCounts, count_parameters, layer_cost
 
 __all__ = [
     "DmoeOutput",
@@ -16,6 +16,7 @@ __all__ = [
     "count_log_prob",
     "count_parameters",
     "expand",
+    "layer_cost",
 ]
 
 register()

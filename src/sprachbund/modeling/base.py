@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from sprachbund.errors import InputError
 from sprachbund.modeling.ffn import family_of
-from sprachbund.recipe import Base, Layers, Scratch
+from sprachbund.recipe import Base, Recipe, Scratch
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -119,12 +119,13 @@ def read_config(base: Base) -> Any:
         raise _unreadable("model", base.path or "", error) from error
 
 
-def check_base(base: Base, layers: Layers) -> None:
-    """Check that a base can be used, by its configuration alone, before anything is read or trained.
+def check_base(recipe: Recipe) -> None:
+    """Check that a recipe's base can be used, by its configuration alone, before anything is read or trained.
 
     Raises InputError for a base that is not there, of an unsupported family, quantised, with biases in its FFNs, or
     without layers that the recipe names.
     """
+    base = recipe.base
     if base.path is None:
         return
     config = read_config(base)
@@ -133,11 +134,10 @@ def check_base(base: Base, layers: Layers) -> None:
         raise InputError(f"the base {base.path} is quantised, which cannot be trained; give the unquantised checkpoint")
     if getattr(config, "mlp_bias", False):
         raise InputError(f"the base {base.path} has biases in its FFNs (mlp_bias), which experts do not support yet")
-    num_layers = config.num_hidden_layers
-    if layers.given is not None and max(layers.given) >= num_layers:
-        raise InputError(f"layers.given names layer {max(layers.given)}; the base has layers 0 to {num_layers - 1}")
-    if layers.top is not None and layers.top > num_layers:
-        raise InputError(f"layers.top = {layers.top} is more than the base's {num_layers} layers")
+    try:
+        recipe.check_layers(config.num_hidden_layers)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def _unreadable(what: str, path: str | Path, error: Exception) -> InputError:

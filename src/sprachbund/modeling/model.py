@@ -28,8 +28,9 @@ ROUTINGS = ("group", "prefix", "top_k")
 
 @dataclass
 class DmoeOutput(CausalLMOutputWithPast):  # type: ignore[misc]
-    """The output of a causal model, and `router_logits`, a tuple with one (B, T, G) per mixture layer, and
-    `group_ids`, (B, T): the groups that `group` or `prefix` routing used, None under `top_k`.
+    """The output of a causal model, and `router_logits`, a tuple with one (B, T, E) per mixture layer, for
+    its own number of experts E, and `group_ids`, (B, T): the groups that `group` or `prefix` routing used, None under
+    `top_k`.
     """
 
     router_logits: tuple[Tensor, ...] | None = None
@@ -84,7 +85,7 @@ class _DmoeModel(_Initialised):
         for index in range(config.num_hidden_layers):
             layer = self.layer_class(config, index)
             if index in config.moe_layers:
-                setattr(layer, self.family.ffn, build_moe(config, getattr(layer, self.family.ffn)))
+                setattr(layer, self.family.ffn, build_moe(config, getattr(layer, self.family.ffn), layer=index))
             self.layers[index] = layer  # type: ignore[attr-defined]
         self.language_gate = LanguageGate(
             config.vocab_size, [config.groups[tag] for tag in config.languages], config.num_groups
@@ -185,7 +186,7 @@ class _DmoeForCausalLM(_Initialised):
 
         `group_ids`, (B,) or (B, T), are the given groups; `routing` is `group`, `prefix` or `top_k` (default: `group`
         where group_ids are given, else the configuration's, `prefix`). `output_router_logits` adds every mixture
-        layer's raw logits, (B, T, G), also where routing does not use them. Raises ValueError for bad group ids.
+        layer's raw logits, (B, T, E), also where routing does not use them. Raises ValueError for bad group ids.
         """
         return_dict = kwargs.pop("return_dict", None)
         context = RoutingContext(wants_logits=output_router_logits)
@@ -239,6 +240,7 @@ def config_class(model_type: str) -> Any:
         "num_groups": 1,
         "num_experts_per_tok": 2,
         "groups": field(default_factory=dict),
+        "expert_of_group": field(default_factory=dict),  # layer number -> expert of each group; no entry: its own
         "languages": field(default_factory=list),  # the order of the gate's table: JSON sorts the keys of `groups`
         "expert_kind": "shared",
         "expert_width": None,
@@ -250,6 +252,7 @@ def config_class(model_type: str) -> Any:
         "num_groups": int,
         "num_experts_per_tok": int,
         "groups": dict[str, int],
+        "expert_of_group": dict[str, list[int]],
         "languages": list[str],
         "expert_kind": str,
         "expert_width": int | None,

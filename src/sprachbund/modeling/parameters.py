@@ -1,7 +1,7 @@
-"""How many parameters a model has, and how many of them one token uses."""
+"""How many parameters a model has, how many of them one token uses, and what a mixture layer adds."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sprachbund.modeling.model import is_dmoe, mixture_layers
 
@@ -26,3 +26,15 @@ def count_parameters(model: Any) -> ParameterCounts:
         experts = sum(parameter.numel() for parameter in moe.experts.parameters())
         idle += experts - experts // moe.experts.num_experts + moe.gate.weight.numel()
     return ParameterCounts(total, total - idle)
+
+
+def layer_cost(config: Any, *, num_groups: int, kind: Literal["shared", "copy"], width: int | None = None) -> int:
+    """Return the parameters that one layer of a dense model adds when it becomes a mixture of `num_groups` experts.
+
+    The experts, three matrices each, and the router's row for each; `copy` replaces the dense FFN, `shared` keeps it.
+    `width` is that of a shared-kind expert (None: the dense FFN's), as in `expand`. `config` is the dense model's.
+    """
+    hidden, ffn = int(config.hidden_size), int(config.intermediate_size)
+    expert = 3 * hidden * (width if kind == "shared" and width else ffn)
+    replaced = 3 * hidden * ffn if kind == "copy" else 0
+    return num_groups * (expert + hidden) - replaced

@@ -1,9 +1,11 @@
 """How the tokens of one forward pass go to experts: decided once, then read by every mixture layer.
 
-Shapes: B sequences, T tokens of a sequence, N = B*T tokens, K chosen experts, G groups, D model width.
+Shapes: B sequences, T tokens of a sequence, N = B*T tokens, K chosen experts, G groups, E experts, D model width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -11,25 +13,36 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Dispatch:
-    """Rows sorted by expert: `order` (None where they already are), its inverse, and rows per expert, (G,)."""
+    """Rows sorted by number: `order` (None where they already are), its inverse, and rows per number, (G,) or (E,)."""
 
     order: Tensor | None
     inverse: Tensor | None
     counts: list[int]
 
 
-def dispatch(expert_of_row: Tensor, num_groups: int) -> Dispatch:
-    """Plan how rows, (M,) expert numbers, are brought into contiguous runs, one per expert.
+def dispatch(number_of_row: Tensor, how_many: int) -> Dispatch:
+    """Plan how rows, (M,) numbers of groups or of experts, are brought into contiguous runs, one per number.
 
     Sequences whose groups come in rising order need no permutation, which is how the trainer builds its batches.
     """
-    counts = torch.bincount(expert_of_row, minlength=num_groups).tolist()
-    if bool((expert_of_row[1:] >= expert_of_row[:-1]).all()):
+    counts = torch.bincount(number_of_row, minlength=how_many).tolist()
+    if bool((number_of_row[1:] >= number_of_row[:-1]).all()):
         return Dispatch(None, None, counts)
-    order = expert_of_row.argsort(stable=True)
+    order = number_of_row.argsort(stable=True)
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(len(order), device=order.device)
     return Dispatch(order, inverse, counts)
+
+
+def merge_runs(counts: Sequence[int], expert_of_group: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return the lengths of runs and their experts, where `counts`, (G,), are runs of groups that may share experts.
+
+    Neighbours of one expert become one run. Runs stay in the order of the groups, so that the plan of one forward pass
+    serves every layer, whichever of its groups share an expert: no layer sorts or moves the rows anew.
+    """
+    runs = groupby(zip(counts, expert_of_group, strict=True), key=lambda run: run[1])
+    merged = [(sum(count for count, _ in run), expert) for expert, run in runs]
+    return [count for count, _ in merged], [expert for _, expert in merged]
 
 
 @dataclass
@@ -37,7 +50,7 @@ class RoutingContext:
     """What every mixture layer of one forward pass needs to know.
 
     `group_ids`, (B, T), and the plan made from them; None under top_k, where each layer's router decides. Where
-    `wants_logits`, layers give their raw router logits, (B, T, G), to `collect`. Recomputation under gradient
+    `wants_logits`, layers give their raw router logits, (B, T, E), to `collect`. Recomputation under gradient
     checkpointing computes them again, as it must, but after `close`, so that nothing is collected twice.
     """
 
@@ -47,10 +60,10 @@ class RoutingContext:
     router_logits: list[Tensor] = field(default_factory=list)
     closed: bool = False
 
-    def collect(self, logits_BTG: Tensor) -> None:
+    def collect(self, logits_BTE: Tensor) -> None:
         """Keep a layer's router logits, unless the forward pass is over."""
         if self.wants_logits and not self.closed:
-            self.router_logits.append(logits_BTG)
+            self.router_logits.append(logits_BTE)
 
     def close(self) -> None:
         """End the forward pass."""

@@ -23,6 +23,7 @@ from sprachbund.errors import SprachbundError
 from sprachbund.memory import peak_memory_mb
 from sprachbund.modeling.base import device
 from sprachbund.modeling.model import is_dmoe
+from sprachbund.modeling.tables import expert_tables, group_credit
 from sprachbund.progress import Advance, track
 from sprachbund.training.batches import TrainingBlocks, collate
 from sprachbund.training.objectives import balance_loss, router_cross_entropy
@@ -54,6 +55,11 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         self.num_sums = 0
         num_groups = self.model.config.num_groups if is_dmoe(self.model) else 1
         self.tokens_LG = torch.zeros(len(group_of_language), num_groups, dtype=torch.float64)
+        self.expert_of_group = expert_tables(self.model.config) if is_dmoe(self.model) else None
+        self.credits_LEG = [
+            torch.stack([group_credit(table_G, group=int(group)) for group in group_of_language])
+            for table_G in (() if self.expert_of_group is None else self.expert_of_group)
+        ]
 
     def _get_train_sampler(self, *_: Any) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # the order is the data set's own
@@ -99,7 +105,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
             )
             loss = parts["language_model_loss"] = outputs.loss
             if stage.router_loss:
-                parts["router_loss"] = router_cross_entropy(outputs.router_logits, group_ids)
+                parts["router_loss"] = router_cross_entropy(outputs.router_logits, group_ids, self.expert_of_group)
                 loss = loss + stage.router_loss * parts["router_loss"]
             if stage.balance_loss:
                 top_k = self.model.config.num_experts_per_tok
@@ -120,18 +126,27 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
 
     @torch.no_grad()
     def _count_tokens(self, outputs: Any, languages: Tensor) -> None:
-        """Add up which language's tokens went to which expert; under top_k the mean over layers and chosen experts."""
-        num_languages, num_groups = self.tokens_LG.shape
+        """Add up which language's tokens went to which group; under top_k the mean over layers and chosen experts.
+
+        The experts of a layer are the groups, or count for the groups that share them (`group_credit`).
+        """
         if outputs.group_ids is not None:
-            chosen, weight = [outputs.group_ids.unsqueeze(-1)], 1.0
-        else:
-            top_k = self.model.config.num_experts_per_tok
-            chosen = [logits.topk(top_k, dim=-1).indices for logits in outputs.router_logits]
-            weight = 1.0 / (len(chosen) * top_k)
-        for experts_BTK in chosen:
-            cells = (languages.view(-1, 1, 1) * num_groups + experts_BTK).flatten()
-            counts = torch.bincount(cells, minlength=num_languages * num_groups)
-            self.tokens_LG += counts.view(num_languages, num_groups).double().cpu() * weight
+            self.tokens_LG += self._counts(languages, outputs.group_ids.unsqueeze(-1), self.tokens_LG.shape[1])
+            return
+        for layer, logits_BTE in enumerate(outputs.router_logits):
+            num_experts = logits_BTE.shape[-1]
+            top_k = min(self.model.config.num_experts_per_tok, num_experts)
+            counts = self._counts(languages, logits_BTE.topk(top_k, dim=-1).indices, num_experts)
+            if self.credits_LEG:
+                counts = torch.einsum("le,leg->lg", counts, self.credits_LEG[layer])
+            self.tokens_LG += counts * (1.0 / (len(outputs.router_logits) * top_k))
+
+    def _counts(self, languages: Tensor, chosen_BTK: Tensor, how_many: int) -> Tensor:
+        """Count, (L, how_many) float64, how often the tokens of each language chose each number."""
+        num_languages = len(self.tokens_LG)
+        cells = (languages.view(-1, 1, 1) * how_many + chosen_BTK).flatten()
+        counts = torch.bincount(cells, minlength=num_languages * how_many)
+        return counts.view(num_languages, how_many).double().cpu()
 
     def take_means(self) -> dict[str, float]:
         """Return the mean of every loss part since the last call."""
