@@ -1,80 +1,55 @@
 import copy
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from tiny_model import (
+    ATTENTION_MATRICES,
+    ENGLISH,
+    FFN,
+    FFN_MATRICES,
+    HIDDEN,
+    HINDI,
+    LAYERS,
+    RUSSIAN,
+    VOCABULARY,
+    WHOLE,
+    ffn_names,
+    loss_by_hand,
+    state,
+    text_steps,
+    tiny,
+)
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sprachbund.errors import SprachbundError
-from sprachbund.modeling.base import scratch_model
-from sprachbund.recipe import Scratch
-from sprachbund.similarity import (
-    CountSketch,
-    LanguageProbe,
-    deviation_similarity,
-    load_probe,
-    probe_language,
-    save_probe,
-)
-
-VOCABULARY, HIDDEN, FFN, LAYERS = 260, 16, 24, 3
-WHOLE = CountSketch(3 * HIDDEN * FFN, seed=0)  # large enough to keep a layer's deviation exactly
-FFN_MATRICES = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-ATTENTION_MATRICES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
-
-# Article 1 of the Universal Declaration of Human Rights
-ENGLISH = (
-    "All human beings are born free and equal in dignity and rights. They are endowed with reason and conscience and "
-    "should act towards one another in a spirit of brotherhood. "
-)
-RUSSIAN = (
-    "Все люди рождаются свободными и равными в своем достоинстве и правах. Они наделены разумом и совестью и должны "
-    "поступать в отношении друг друга в духе братства. "
-)
-HINDI = (
-    "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है। उन्हें बुद्धि और अन्तरात्मा की देन प्राप्त है और "
-    "परस्पर उन्हें भाईचारे के भाव से बर्ताव करना चाहिए। "
-)
+from sprachbund.similarity import FineTuning, LanguageProbe, Sketches, by_repeat, probe_language, similarity_of
 
 
-def tiny(family: str = "qwen3") -> Any:
-    scratch = Scratch(family=family, hidden_size=HIDDEN, num_layers=LAYERS, ffn_size=FFN, num_heads=2, tokens=1)
-    return scratch_model(scratch, vocab_size=VOCABULARY, block_size=32, eos_token_id=0, seed=0).eval()
-
-
-def state(model: Any) -> dict[str, Tensor]:
-    everything = [*model.named_parameters(), *model.named_buffers()]
-    return {name: tensor.detach().clone() for name, tensor in everything}
-
-
-def text_steps(text: str, *, num_steps: int = 3, shift: int = 0) -> list[list[Tensor]]:
-    """Return steps of two micro-batches, (2, 32), of the text's bytes over and over, from byte `shift` on."""
-    stream = torch.tensor(list(text.encode()))
-    ids = stream.repeat(-(-(num_steps * 128 + shift) // len(stream)))[shift : shift + num_steps * 128]
-    return [list(step) for step in ids.view(num_steps, 2, 2, 32)]
-
-
-def run(model: Any, steps: Any, **changes: Any) -> LanguageProbe:
+def run(
+    model: Any, *repeats: Any, num_steps: int = 3, learning_rate: float = 1e-3, optimizer: Any = "adamw", **changes: Any
+) -> LanguageProbe:
     settings: dict[str, Any] = {
         "tag": "eng_Latn",
         "ffn": "mlp",
-        "num_steps": 3,
-        "learning_rate": 1e-3,
+        "tuning": FineTuning(num_steps, learning_rate, optimizer),
         "layers": range(LAYERS),
-        "sketch": WHOLE,
+        "sketches": WHOLE,
         "base": state(model),
     }
-    return probe_language(model, steps, **{**settings, **changes})
+    return probe_language(model, repeats, **{**settings, **changes})
 
 
-def loss_by_hand(model: Any, ids_BT: Tensor) -> Tensor:
-    logits = model(input_ids=ids_BT).logits[:, :-1]
-    return F.cross_entropy(logits.reshape(-1, VOCABULARY), ids_BT[:, 1:].reshape(-1))
+def totals(probe: LanguageProbe) -> list[Tensor]:
+    return list(probe.signals["deviation"].totals.values())
+
+
+def cosine(a: LanguageProbe, b: LanguageProbe) -> float:
+    signals = {"a": a.signals["deviation"], "b": b.signals["deviation"]}
+    return float(similarity_of(signals, source="deviation", center=False).values_LL[0, 1])
 
 
 def deviation_by_copy(model: Any, steps: list[list[Tensor]], learning_rate: float) -> tuple[dict[str, Tensor], Any]:
@@ -109,20 +84,20 @@ def test_norms_and_sketches_are_those_of_a_full_copy(family: str) -> None:
     assert probe.ffn_norms == pytest.approx(layer_norms(deltas, FFN_MATRICES), rel=1e-4)
     assert probe.attention_norms == pytest.approx(layer_norms(deltas, ATTENTION_MATRICES), rel=1e-4)
     for layer in range(LAYERS):
-        exact = torch.cat([deltas[f"model.layers.{layer}.{matrix}.weight"].flatten() for matrix in FFN_MATRICES])
-        torch.testing.assert_close(probe.sketches[layer], exact, rtol=0, atol=2e-5)
+        exact = torch.cat([deltas[name].flatten() for name in ffn_names(layer)])
+        torch.testing.assert_close(probe.signals["deviation"].totals[layer], exact, rtol=0, atol=2e-5)
 
 
 def test_one_step_is_adamw_by_hand() -> None:
     model, steps = tiny(), text_steps(ENGLISH, num_steps=1)
     torch.autograd.backward(loss_by_hand(model, torch.cat(steps[0])))
     expected = []
-    for matrix in FFN_MATRICES:
-        gradient = model.get_submodule(f"model.layers.1.{matrix}").weight.grad.flatten()
+    for name in ffn_names(1):
+        gradient = model.get_parameter(name).grad.flatten()
         expected.append(-1e-3 * gradient / (gradient.abs() + 1e-8))  # both moments cancel in the first step
     model.zero_grad()
     probe = run(model, steps, num_steps=1)
-    found, exact = probe.sketches[1], torch.cat(expected)
+    found, exact = totals(probe)[1], torch.cat(expected)
     assert float((found - exact).norm() / exact.norm()) < 1e-3
     assert probe.ffn_norms[1] == pytest.approx(float(exact.norm()), rel=1e-3)
 
@@ -183,7 +158,7 @@ def test_the_same_data_gives_the_same_result_whatever_came_before() -> None:
         again.attention_norms,
         again.losses,
     )
-    assert all(torch.equal(first.sketches[layer], again.sketches[layer]) for layer in range(LAYERS))
+    assert all(torch.equal(a, b) for a, b in zip(totals(first), totals(again), strict=True))
     assert other.ffn_norms != first.ffn_norms
 
 
@@ -192,11 +167,7 @@ def test_micro_batches_are_only_a_matter_of_memory() -> None:
     split, whole = run(model, steps), run(model, [[torch.cat(step)] for step in steps])
     assert split.losses == pytest.approx(whole.losses, rel=1e-5)
     assert split.ffn_norms == pytest.approx(whole.ffn_norms, rel=1e-3)
-    assert float(deviation_similarity([split, copy_as(whole, "b")], center=False).values_LL[0, 1]) > 0.999
-
-
-def copy_as(probe: LanguageProbe, tag: str) -> LanguageProbe:
-    return LanguageProbe(tag, probe.ffn_norms, probe.attention_norms, probe.sketches, probe.losses)
+    assert cosine(split, whole) > 0.999
 
 
 def test_biases_norms_and_other_modules_do_not_count() -> None:
@@ -216,13 +187,14 @@ def test_biases_norms_and_other_modules_do_not_count() -> None:
     probe = run(model, steps)
     assert probe.ffn_norms == pytest.approx(layer_norms(deltas, FFN_MATRICES), rel=1e-4)
     assert probe.attention_norms == pytest.approx(layer_norms(deltas, ATTENTION_MATRICES), rel=1e-4)
-    assert [sketch.numel() for sketch in probe.sketches.values()] == [3 * HIDDEN * FFN] * LAYERS
-    assert [float(sketch.norm()) for sketch in probe.sketches.values()] == pytest.approx(probe.ffn_norms, rel=1e-5)
+    assert [total.numel() for total in totals(probe)] == [3 * HIDDEN * FFN] * LAYERS
+    assert [float(total.norm()) for total in totals(probe)] == pytest.approx(probe.ffn_norms, rel=1e-5)
 
 
 def test_only_the_asked_layers_are_sketched_but_all_are_measured() -> None:
     probe = run(tiny(), text_steps(ENGLISH), layers=[1, 2])
-    assert list(probe.sketches) == [1, 2]
+    signal = probe.signals["deviation"]
+    assert list(signal.totals) == list(signal.parts) == list(signal.norms) == list(signal.compared) == [1, 2]
     assert len(probe.ffn_norms) == len(probe.attention_norms) == LAYERS
 
 
@@ -233,35 +205,68 @@ def test_a_bfloat16_base_moves_as_its_float32_twin() -> None:
     twin.load_state_dict({name: tensor.float() for name, tensor in half.state_dict().items()})
     found, exact = (run(model, text_steps(ENGLISH), learning_rate=8e-6) for model in (half, twin))
     assert found.ffn_norms == pytest.approx(exact.ffn_norms, rel=0.05)
-    assert float(deviation_similarity([found, copy_as(exact, "b")], center=False).values_LL[0, 1]) > 0.9
+    assert cosine(found, exact) > 0.9
 
 
 @pytest.mark.parametrize("center", [False, True])
 def test_one_text_is_like_itself_and_unlike_another_script(center: bool) -> None:
     model = tiny()
     texts = {"a": (ENGLISH, 0), "b": (ENGLISH, 48), "c": (RUSSIAN, 0), "d": (HINDI, 0)}
-    probes = [
-        run(model, text_steps(text, num_steps=12, shift=shift), tag=tag, num_steps=12, learning_rate=5e-3)
-        for tag, (text, shift) in texts.items()
-    ]
-    similarity = deviation_similarity(probes, center=center)
+    signals = {}
+    for tag, (text, shift) in texts.items():
+        steps = text_steps(text, num_steps=12, shift=shift)
+        signals[tag] = run(model, steps, tag=tag, num_steps=12, learning_rate=5e-3).signals["deviation"]
+    similarity = similarity_of(signals, source="deviation", center=center)
     values = similarity.values_LL
     assert similarity.tags == ("a", "b", "c", "d")
     assert values[0, 1] > 0.25
     assert values[0, 1] > max(values[0, 2], values[0, 3], values[2, 3]) + 0.3
 
 
-def test_a_result_survives_the_disk_and_is_small(tmp_path: Path) -> None:
-    size = 64
-    probe = run(tiny(), text_steps(ENGLISH), layers=[0, 2], sketch=CountSketch(size, seed=0))
-    path = tmp_path / "eng_Latn.safetensors"
-    save_probe(path, probe)
-    save_probe(path, probe)  # replaces what is there
-    found = load_probe(path)
-    assert (found.tag, found.losses) == (probe.tag, probe.losses)
-    assert (found.ffn_norms, found.attention_norms) == (probe.ffn_norms, probe.attention_norms)
-    assert list(found.sketches) == [0, 2]
-    assert all(torch.equal(found.sketches[layer], probe.sketches[layer]) for layer in (0, 2))
-    # norms and sketches, no weights
-    assert [file.name for file in tmp_path.iterdir()] == ["eng_Latn.safetensors"]
-    assert path.stat().st_size < 2 * size * 4 + 1024
+def test_one_step_of_sgd_is_the_gradient_by_hand() -> None:
+    model, steps = tiny(), text_steps(ENGLISH, num_steps=1)
+    probe = run(model, steps, num_steps=1, learning_rate=0.5, optimizer="sgd")
+    torch.autograd.backward(loss_by_hand(model, torch.cat(steps[0])))
+    for layer, found in enumerate(totals(probe)):
+        exact = torch.cat([model.get_parameter(name).grad.flatten() for name in ffn_names(layer)])
+        torch.testing.assert_close(found, -0.5 * exact, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_parts_are_the_updates_of_the_steps(optimizer: str) -> None:
+    model, steps = tiny(), text_steps(ENGLISH)
+    whole = run(model, steps, optimizer=optimizer).signals["deviation"]
+    shorter = run(model, steps[:2], optimizer=optimizer).signals["deviation"]
+    for layer in range(LAYERS):
+        assert whole.parts[layer].shape == (3, 3 * HIDDEN * FFN)
+        torch.testing.assert_close(whole.parts[layer].sum(0), whole.totals[layer], rtol=0, atol=1e-7)
+        torch.testing.assert_close(whole.parts[layer][:2].sum(0), shorter.totals[layer], rtol=0, atol=1e-7)
+        assert float(whole.parts[layer].norm(dim=1).min()) > 0
+
+
+def test_repeats_add_up_and_are_told_apart() -> None:
+    model, first, second = tiny(), text_steps(ENGLISH), text_steps(ENGLISH, shift=48)
+    other = [text_steps(RUSSIAN), text_steps(RUSSIAN, shift=64)]
+    both, one, two = run(model, first, second), run(model, first), run(model, second)
+    for layer, total in enumerate(totals(both)):
+        torch.testing.assert_close(total, totals(one)[layer] + totals(two)[layer], rtol=1e-5, atol=1e-7)
+        assert both.signals["deviation"].norms[layer] == pytest.approx(float(total.norm()), rel=1e-5)
+    assert both.losses == one.losses + two.losses
+    assert both.ffn_norms == pytest.approx([(a + b) / 2 for a, b in zip(one.ffn_norms, two.ffn_norms, strict=True)])
+    russian = run(model, *other)
+    signals = {"eng_Latn": both.signals["deviation"], "rus_Cyrl": russian.signals["deviation"]}
+    found = by_repeat(signals, source="deviation", center=False)
+    alone = [cosine(a, run(model, b)) for a, b in zip((one, two), other, strict=True)]
+    assert [similarity.values_LL[0, 1] for similarity in found] == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_sketched_probe_is_the_sketch_of_the_whole() -> None:
+    model, steps = tiny(), text_steps(ENGLISH)
+    small = Sketches(200, num_parts=3, seed=1)
+    whole, found = run(model, steps), run(model, steps, sketches=small)
+    for layer, total in enumerate(totals(whole)):
+        assert torch.equal(totals(found)[layer], small.total([total]))
+        parts = found.signals["deviation"].parts[layer]
+        expected = small.stacked([small.part([part]) for part in whole.signals["deviation"].parts[layer]], [total])
+        torch.testing.assert_close(parts, expected, rtol=2e-2, atol=1e-5)  # bfloat16 may round either way
+        assert found.signals["deviation"].norms[layer] == whole.signals["deviation"].norms[layer]

@@ -84,7 +84,7 @@ def test_it_is_linear() -> None:
 def test_a_vector_that_fits_is_kept_as_it_is() -> None:
     make = CountSketch(10, seed=0)
     parts = [torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([5.0])]
-    assert make(parts).tolist() == [1, 2, 3, 4, 5, 0, 0, 0, 0, 0]
+    assert make(parts).tolist() == [1, 2, 3, 4, 5]
     whole = numbers(10)
     assert torch.equal(make([whole]), whole)
     assert make([numbers(11)]).shape == (10,)
@@ -99,6 +99,19 @@ def test_parts_and_pieces_make_no_difference(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(CountSketch(64, seed=2)(parts), whole)
     transposed = [vector.view(10, 100).T]  # not contiguous: read in the order of its rows
     assert torch.equal(CountSketch(64, seed=2)(transposed), CountSketch(64, seed=2)([transposed[0].contiguous()]))
+
+
+def test_hashes_that_are_kept_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    vector = [numbers(300), numbers(700, seed=1)]
+    make = CountSketch(64, seed=2)
+    first = make(vector)
+    assert torch.equal(make(vector), first)
+    monkeypatch.setattr(sketch, "KEPT", 500)  # the first piece's hashes are kept, the second's are made again
+    assert torch.equal(CountSketch(64, seed=2)(vector), first)
+    monkeypatch.setattr(sketch, "KEPT", 0)
+    assert torch.equal(CountSketch(64, seed=2)(vector), first)
+    whole = CountSketch(64, seed=2)([torch.cat(vector)])
+    torch.testing.assert_close(make([torch.cat(vector)]), whole, rtol=0, atol=0)  # other pieces, other keys
 
 
 def test_half_precision_is_read_as_what_it_holds() -> None:

@@ -5,12 +5,14 @@ that of the vectors, and a cosine's error is about 1/sqrt(size). Linear: the ske
 the sketches, so languages can be centred afterwards.
 """
 
+from collections.abc import Sequence
 from hashlib import blake2b
 
 import torch
 from torch import Tensor
 
 CHUNK = 1 << 20  # coordinates hashed at once: about 50 MB of working memory
+KEPT = 1 << 22  # coordinates whose buckets are kept, 32 MB: hashing takes ten times as long as adding up
 
 
 def _shifted(numbers: Tensor, bits: int) -> Tensor:
@@ -33,26 +35,33 @@ class CountSketch:
         self.seed = seed
         # 64 bits of any seed, so that the coordinates of two seeds never fall on the same hashes
         self._salt = int.from_bytes(blake2b(str(seed).encode(), digest_size=8).digest(), "little", signed=True)
+        self._kept: dict[tuple[int, int, torch.device], Tensor] = {}
 
-    def __call__(self, parts: list[Tensor]) -> Tensor:
-        """Return the float32 sketch, (size,), of the concatenation of `parts`.
+    def __call__(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the float32 sketch, (size,), of the concatenation of `parts`, on the CPU.
 
-        A vector of at most `size` coordinates is kept exactly, padded with zeros.
+        A vector of at most `size` coordinates is returned as it is.
         """
-        length = sum(part.numel() for part in parts)
-        if length <= self.size:
-            flat = torch.cat([part.detach().reshape(-1).float() for part in parts])
-            return torch.nn.functional.pad(flat, (0, self.size - length)).cpu()
+        if sum(part.numel() for part in parts) <= self.size:
+            return torch.cat([part.detach().reshape(-1).float() for part in parts]).cpu()
         # float64: the order of summation, which accelerators do not fix, then hardly ever shows in the float32 result
-        sketch = torch.zeros(self.size, dtype=torch.float64, device=parts[0].device)
+        sums = torch.zeros(2 * self.size, dtype=torch.float64, device=parts[0].device)
         offset = 0
         for part in parts:
             flat = part.detach().reshape(-1)
             for start in range(0, flat.numel(), CHUNK):
                 values = flat[start : start + CHUNK].double()
-                places = torch.arange(offset + start, offset + start + values.numel(), device=values.device)
-                hashed = _mix(places ^ self._salt)
-                sign = 1 - 2 * (hashed & 1)
-                sketch.index_add_(0, _shifted(hashed, 1) % self.size, values * sign)
+                sums.index_add_(0, self._cells(offset + start, values.numel(), values.device), values)
             offset += flat.numel()
-        return sketch.float().cpu()
+        return (sums[0::2] - sums[1::2]).float().cpu()
+
+    def _cells(self, start: int, length: int, device: torch.device) -> Tensor:
+        """Return where the coordinates from `start` on go, (length,): twice the bucket, and one more to be negated."""
+        key = (start, length, device)
+        if key in self._kept:
+            return self._kept[key]
+        hashed = _mix(torch.arange(start, start + length, device=device) ^ self._salt)
+        cells = 2 * (_shifted(hashed, 1) % self.size) + (hashed & 1)
+        if sum(kept.numel() for kept in self._kept.values()) + length <= KEPT:
+            self._kept[key] = cells
+        return cells
