@@ -88,10 +88,8 @@ def _write_events(path: Path) -> None:
     path.write_text("\n".join(json.dumps(line) for line in lines) + '\n{"stage": "train", "eve', encoding="utf-8")
 
 
-@pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
-    """A finished run directory with every file in it."""
-    folder = tmp_path / "run"
+def _write_run(folder: Path) -> Path:
+    """Write a finished run directory whose groups came without a word on how they were made."""
     folder.mkdir()
     (folder / "metrics.json").write_text(json.dumps(metrics()), encoding="utf-8")
     (folder / "recipe.yaml").write_text("name: bible-18\ngroups:\n  count: 6  # </code><script>bad()</script>\n")
@@ -112,6 +110,96 @@ def run_folder(tmp_path: Path) -> Path:
         "0,0.31,0.12,0.9,1\n1,0.35,0.15,1.0,1\n2,0.22,0.11,0.0,0\n3,0.30,0.14,0.7,1\n"
     )
     _write_events(folder / "events.jsonl")
+    return folder
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A finished run directory with every file that each run has."""
+    return _write_run(tmp_path / "run")
+
+
+def grouping() -> dict[str, Any]:
+    """A complete grouping.json for the same run; Wolof often changes its group."""
+    tags = list(NAMES)
+    together = np.kron(np.eye(6), np.full((3, 3), 0.9)) + 0.02
+    wolof = tags.index("wol_Latn")
+    together[wolof, :] = together[:, wolof] = 0.2
+    np.fill_diagonal(together, 1.0)
+    counts = [2, 3, 6, 9]
+    return {
+        "source": "deviation", "objective": "mean", "method": "search", "mean": 0.4987, "min": 0.4012,
+        "bound": 0.5087, "proven": False, "least": 0.2808, "floor": 0.7, "count_chosen": "auto",
+        "curve": [
+            {"count": k, "mean": 0.1 + 0.05 * k, "min": 0.02 * k, "held_out": 0.3 - 0.01 * (k - 6) ** 2,
+             "gap": None if k == 2 else 0.1 * k, "note": "text", "chosen": k == 6}
+            for k in counts
+        ],
+        "stability": {
+            "resamples": 100, "kind": "bootstrap of the probe's steps", "tags": tags,
+            "co_assignment": together.tolist(),
+            "mean_rand": 0.871, "confidence": {tag: 0.31 if i == wolof else 0.92 for i, tag in enumerate(tags)},
+            "between_repeats": 0.664,
+        },
+        "families": {
+            "rand": 0.537, "p_value": 0.00012, "permutations": 10_000,
+            "families": {tag: ("Mayan" if i in (3, 4, 5) else "Jivaroan" if i < 3 else "other")
+                         for i, tag in enumerate(tags)},
+        },
+        "sources": {
+            "deviation": {"mean": 0.4987, "min": 0.4012, "rand_to_used": 1.0, "family_auc": 0.81, "family_rand": 0.537},
+            "lexical": {"mean": 0.7, "min": -0.01, "rand_to_used": 0.412, "family_auc": None, "family_rand": 0.3},
+        },
+        "layers": None,
+    }  # fmt: skip
+
+
+def _write_planned(run_folder: Path) -> Path:
+    """Write a finished run directory in which everything about the grouping was computed and written."""
+    _write_run(run_folder)
+    (run_folder / "grouping.json").write_text(json.dumps(grouping()), encoding="utf-8")
+    folder = run_folder / "similarity"
+    folder.mkdir()
+    tags = list(NAMES)
+    for seed, source in enumerate(("gradient", "lexical")):
+        values = np.random.default_rng(seed).normal(0.3, 0.1, (18, 18))
+        values = (values + values.T) / 2 + np.kron(np.eye(6), np.full((3, 3), 0.2 + 0.2 * seed))
+        rows = [f"{tag}," + ",".join(map(repr, row)) for tag, row in zip(tags, values.tolist(), strict=True)]
+        (folder / f"{source}.csv").write_text("\n".join(["language," + ",".join(tags), *rows]) + "\n")
+    # Alike in a group by 0.1 * (layer + 1), to others by 0.05.
+    lines = [
+        f"{layer},{a},{b},{0.1 * (layer + 1) if i // 3 == j // 3 else 0.05}"
+        for layer in range(4)
+        for i, a in enumerate(tags)
+        for j, b in enumerate(tags[:i])
+    ]
+    (folder / "deviation-by-layer.csv").write_text("\n".join(["layer,a,b,similarity", *lines]) + "\n")
+    (run_folder / "layers.csv").write_text(
+        "layer,ffn_norm,attention_norm,normalised,chosen,experts\n"
+        "0,0.31,0.12,0.9,1,6\n1,0.35,0.345,1.0,1,3\n2,0.22,0.11,0.0,0,1\n3,0.30,0.14,0.7,1,2\n"
+    )
+    return run_folder
+
+
+@pytest.fixture
+def planned_folder(tmp_path: Path) -> Path:
+    """A finished run directory in which everything about the grouping was computed and written."""
+    return _write_planned(tmp_path / "planned")
+
+
+@pytest.fixture(scope="session")
+def shared_planned_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for tests that change nothing in it."""
+    return _write_planned(tmp_path_factory.mktemp("shared") / "planned")
+
+
+@pytest.fixture
+def told_folder(tmp_path: Path) -> Path:
+    """A run of which only the metrics and the word on its grouping are left: next to no pictures to draw."""
+    folder = tmp_path / "told"
+    folder.mkdir()
+    (folder / "metrics.json").write_text(json.dumps(metrics()), encoding="utf-8")
+    (folder / "grouping.json").write_text(json.dumps(grouping()), encoding="utf-8")
     return folder
 
 

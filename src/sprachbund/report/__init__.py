@@ -1,5 +1,7 @@
-"""One self-contained HTML page that says what a run did, what it gained and what it cost."""
+"""One self-contained HTML page that says what a run did, what it gained and what it cost, and its pictures as files."""
 
 from sprachbund.report.page import write_report
+from sprachbund.report.pictures import write_layers_svg, write_similarity_svg
+from sprachbund.report.reading import Layer, read_layers
 
-__all__ = ["write_report"]
+__all__ = ["Layer", "read_layers", "write_layers_svg", "write_report", "write_similarity_svg"]

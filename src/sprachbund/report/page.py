@@ -10,20 +10,21 @@ import hashlib
 import math
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from sprachbund.report import figures
-from sprachbund.report.reading import Events, LanguageMetrics, Metrics, RunResult, Scores, read_run
+from sprachbund.report.formats import EQUAL, FILTERS, count, plural, signed
+from sprachbund.report.grouping_section import grouping_section
+from sprachbund.report.reading import Events, LanguageMetrics, Layer, Metrics, RunResult, Scores, read_run
 
 WAYS = ("prefix", "group", "top_k")  # the headline, told nothing, comes first
-_EQUAL = 0.0005  # a change of perplexity below 0.05 % is called equal: it would be shown as 0.0 %
 _MOST_COLUMNS = 16  # of a language x expert table; beyond that only the own and the next expert can be read
 _STAGES = {"base": "base model", "probe": "probe", "dense": "dense control", "moe": "mixture"}
 
@@ -86,32 +87,29 @@ def write_report(folder: Path) -> Path:
 
 def render_report(run: RunResult) -> str:
     """Return the whole page as HTML."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(
-        count=_count,
-        fixed=_fixed,
-        signed=_signed,
-        percent=_percent,
-        duration=_duration,
-        memory=_memory,
-        worse=_is_worse,
+    environment = Environment(
+        loader=FunctionLoader(_asset),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    environment.filters.update(FILTERS)
     metrics = run.metrics
     script = _asset("sort.js")
-    return environment.from_string(_asset("page.html.j2")).render(
+    return environment.get_template("page.html.j2").render(
         metrics=metrics,
         style=Markup(_asset("page.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         has_dense=bool(metrics.change_vs_dense),
-        summary=_summary(metrics),
+        summary=_summary(metrics, run.layers or []),
         ways=WAYS,
         bits_ways=_measured_ways(metrics),
         rows=_rows(metrics),
-        groups=_groups(metrics),
         stages=_STAGES,
         recipe=run.recipe,
-        **_similarity(run),
+        **grouping_section(run),
         **_layers(run),
         **_curves(run.events),
         routers={way: _router_rows(metrics, way) for way in ("prefix", "top_k")},
@@ -125,22 +123,26 @@ def _asset(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _summary(metrics: Metrics) -> list[str]:
+def _summary(metrics: Metrics, layers: Sequence[Layer]) -> list[str]:
     """Say in three sentences what was done and what came out, also where the mixture loses."""
     num_languages, num_groups = len(metrics.languages), len(_groups(metrics))
-    did = (
-        f"{_plural(num_languages, 'language')} were put into {_plural(num_groups, 'group')}, and each group has its "
-        f"own expert in {len(metrics.moe_layers)} of {_plural(metrics.num_layers, 'layer')}."
-    )
+    in_layers = f"in {len(metrics.moe_layers)} of {plural(metrics.num_layers, 'layer')}"
+    experts = [layer.experts for layer in layers if layer.chosen and layer.experts is not None]
+    if experts and min(experts) < num_groups:
+        spread = f"{min(experts)} to {max(experts)}" if min(experts) < max(experts) else f"{max(experts)}"
+        has = f"the groups share {spread} experts {in_layers}"
+    else:
+        has = f"each group has its own expert {in_layers}"
+    did = f"{plural(num_languages, 'language')} were put into {plural(num_groups, 'group')}, and {has}."
     moe, dense, base = (metrics.tokens.get(key) for key in ("moe", "dense", "base"))
-    after = f" after {_count(base)} tokens for the base model" if base else ""
-    trained = f"The mixture was trained on {_count(moe)} tokens{after}; "
+    after = f" after {count(base)} tokens for the base model" if base else ""
+    trained = f"The mixture was trained on {count(moe)} tokens{after}; "
     if not metrics.change_vs_dense:
         no_control = (
             "no dense control was trained, so this page cannot say what the experts gained over plain training."
         )
         return [did, trained + no_control]
-    same = "the same number of tokens" if moe == dense else f"{_count(dense)} tokens"
+    same = "the same number of tokens" if moe == dense else f"{count(dense)} tokens"
     trained += f"the control is the dense model, trained further on {same}."
     told = {"prefix": "Told nothing about the language (prefix)", "group": "told the group (group)"}
     parts = [f"{words}, {_outcome(metrics, way)}" for way, words in told.items() if way in metrics.change_vs_dense]
@@ -152,15 +154,14 @@ def _outcome(metrics: Metrics, way: str) -> str:
     change = metrics.change_vs_dense[way]
     per_language = [row.change[way] for row in _rows(metrics)]
     measured = [value for value in per_language if value is not None]
-    better = sum(value < -_EQUAL for value in measured)
+    better = sum(value < -EQUAL for value in measured)
     text = (
         f"its perplexity after the first {metrics.burn_in} tokens is {_compared(change.average)} the control’s on "
-        f"average and lower in {better} of {_plural(len(measured), 'language')}"
+        f"average and lower in {better} of {plural(len(measured), 'language')}"
     )
     if change.worst:
         tag, value = change.worst
-        name = metrics.languages[tag].name if tag in metrics.languages else tag
-        text += f" (worst: {name}, {_signed(value)}\xa0%)"
+        text += f" (worst: {metrics.name_of(tag)}, {signed(value)}\xa0%)"
     return text
 
 
@@ -168,7 +169,7 @@ def _compared(change: float) -> str:
     """Put a relative change of perplexity into words."""
     if not math.isfinite(change):
         return "not comparable with"
-    if abs(change) <= _EQUAL:
+    if abs(change) <= EQUAL:
         return "equal to"
     return f"{abs(change) * 100:.1f}\xa0% {'lower' if change < 0 else 'higher'} than"
 
@@ -207,56 +208,21 @@ def _change(language: LanguageMetrics, way: str) -> float | None:
 
 def _groups(metrics: Metrics) -> list[list[str]]:
     """Return the names of each group's languages."""
-    tags = metrics.groups or [
-        [tag for tag, language in metrics.languages.items() if language.group == group]
-        for group in range(1 + max((language.group for language in metrics.languages.values()), default=-1))
-    ]
-    return [[metrics.languages[tag].name if tag in metrics.languages else tag for tag in group] for group in tags]
-
-
-def _similarity(run: RunResult) -> dict[str, Any]:
-    """Return the heatmap and, for those who cannot see it, mean similarities and everyone's nearest language."""
-    if run.similarity is None or len(run.similarity.tags) < 2:
-        return {"heatmap": None, "nearest": [], "within": None, "between": None}
-    names = {tag: language.name for tag, language in run.metrics.languages.items()}
-    similarity, group_of = run.similarity, run.groups
-    sort_key = [(group_of[tag], names.get(tag, ""), tag) for tag in similarity.tags]
-    order = sorted(range(len(sort_key)), key=sort_key.__getitem__)
-    tags = [similarity.tags[i] for i in order]
-    groups = [group_of[tag] for tag in tags]
-    values_LL = similarity.values_LL[np.ix_(order, order)]
-    off_diagonal_LL = ~np.eye(len(tags), dtype=bool)
-    same_LL = np.equal.outer(groups, groups)
-    nearest_L = np.where(off_diagonal_LL, np.nan_to_num(values_LL, nan=-np.inf), -np.inf).argmax(axis=1)
-    nearest = [
-        {
-            "tag": tags[i],
-            "name": names.get(tags[i], tags[i]),
-            "nearest": names.get(tags[j], tags[j]),
-            "value": float(values_LL[i, j]),
-            "same": bool(same_LL[i, j]),
-        }
-        for i, j in enumerate(nearest_L.tolist())
-    ]
-    means = {
-        key: float(np.nanmean(values_LL[mask])) if np.isfinite(values_LL[mask]).any() else None
-        for key, mask in (("within", same_LL & off_diagonal_LL), ("between", ~same_LL))
-    }
-    heatmap = Markup(figures.similarity_heatmap(values_LL, tags, groups))
-    return {"heatmap": heatmap, "nearest": nearest, **means}
+    return [[metrics.name_of(tag) for tag in group] for group in metrics.tags_by_group()]
 
 
 def _layers(run: RunResult) -> dict[str, Any]:
     """Return the figure of the layer deviations and how far apart the layers are."""
     if not run.layers:
-        return {"layer_figure": None, "layers": [], "layer_spread": None}
+        return {"layer_figure": None, "layers": [], "layer_spread": None, "uneven_experts": False}
     norms = [layer.ffn_norm for layer in run.layers]
     mean = sum(norms) / len(norms)
     spread = (max(norms) - min(norms)) / mean if mean else None
     return {
-        "layer_figure": Markup(figures.layer_deviations(run.layers)),
+        "layer_figure": Markup(figures.layer_deviations(run.layers).inline()),
         "layers": run.layers,
         "layer_spread": spread,
+        "uneven_experts": figures.has_uneven_experts(run.layers),
     }
 
 
@@ -264,7 +230,7 @@ def _curves(events: Events | None) -> dict[str, Any]:
     """Return the training curves, None where no step was logged."""
     dense, moe = (events.steps.get(stage, []) if events else [] for stage in ("dense", "train"))
     return {
-        "curves": Markup(figures.training_curves(dense, moe)) if dense or moe else None,
+        "curves": Markup(figures.training_curves(dense, moe).inline()) if dense or moe else None,
         "num_unreadable": events.num_unreadable if events else 0,
         "curve_stages": {"dense": bool(dense), "train": bool(moe)},
     }
@@ -297,53 +263,3 @@ def _token_shares(metrics: Metrics, events: Events | None) -> dict[str, Any]:
         if not any(expert < len(row) and row[expert] for row in counts.values())
     ]
     return {"token_rows": rows, "dead": dead}
-
-
-def _plural(number: int, word: str) -> str:
-    """Return "1 group" or "6 groups"."""
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
-
-
-def _is_worse(change: float | None) -> bool:
-    """Say whether a change of perplexity is a loss that the page can show."""
-    return change is not None and change > _EQUAL
-
-
-def _count(value: float | None) -> str:
-    """Format a count with thousands separators."""
-    return "n/a" if value is None or not math.isfinite(value) else f"{value:,.0f}"
-
-
-def _fixed(value: float | None, digits: int = 3) -> str:
-    """Format a number with a fixed number of digits."""
-    return "n/a" if value is None or not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
-
-
-def _signed(change: float | None) -> str:
-    """Format a fraction as a signed number of per cent, with a real minus sign."""
-    if change is None or not math.isfinite(change):
-        return "n/a"
-    return "0.0" if abs(change) <= _EQUAL else f"{change * 100:+.1f}".replace("-", "−")
-
-
-def _percent(share: float | None, digits: int = 0) -> str:
-    """Format a share as per cent."""
-    return "n/a" if share is None or not math.isfinite(share) else f"{share * 100:.{digits}f}\xa0%"
-
-
-def _duration(seconds: float | None) -> str:
-    """Format seconds as people say them."""
-    if seconds is None or not math.isfinite(seconds):
-        return "n/a"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def _memory(megabytes: float | None) -> str:
-    """Format megabytes."""
-    if megabytes is None or not math.isfinite(megabytes):
-        return "n/a"
-    return f"{megabytes / 1024:.1f} GB" if megabytes >= 10240 else f"{megabytes:,.0f} MB"

@@ -1,7 +1,8 @@
 """Read what a finished run left in its directory, before any of it is shown.
 
 Only `metrics.json` is required; every other file is optional, because a run may have been given its groups
-or have trained no dense control. What is there but malformed is a named error, never a half-empty page.
+or have trained no dense control. What is there but malformed is a named error, never a half-empty page; only what
+`grouping.json` and the folder `similarity` say about the groups is left out with a remark instead.
 """
 
 import csv
@@ -17,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sprachbund.errors import InputError
 from sprachbund.grouping.greedy import read_groups
 from sprachbund.grouping.similarity_csv import Similarity, read_similarity
+from sprachbund.report.formats import clean, clean_all
+from sprachbund.report.grouping_file import GroupingResult, read_grouping_file
+from sprachbund.report.similarity_files import OtherSimilarities, read_other_similarities
 
 Scores = dict[str, float | None]
 
@@ -84,16 +88,28 @@ class Metrics(BaseModel):
     moe_layers: list[int] = []
     num_layers: int = 0
 
+    def tags_by_group(self) -> list[list[str]]:
+        """Return the languages of each group; the position of a group is its number."""
+        num_groups = 1 + max((language.group for language in self.languages.values()), default=-1)
+        return self.groups or [
+            [tag for tag, language in self.languages.items() if language.group == group] for group in range(num_groups)
+        ]
+
+    def name_of(self, tag: str) -> str:
+        """Return what a language is called, its tag where it was not scored."""
+        return self.languages[tag].name if tag in self.languages else tag
+
 
 @dataclass(frozen=True)
 class Layer:
-    """How far one layer moved in the probe, and whether it got experts."""
+    """How far one layer moved in the probe, and whether it got experts; `experts` is None where it was not written."""
 
     index: int
     ffn_norm: float
     attention_norm: float
     normalised: float
     chosen: bool
+    experts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +139,8 @@ class RunResult:
     recipe: str | None
     groups: dict[str, int]
     similarity: Similarity | None
+    grouping: GroupingResult
+    others: OtherSimilarities
     layers: list[Layer] | None
     events: Events | None
 
@@ -142,39 +160,21 @@ def read_run(folder: Path) -> RunResult:
     groups = {tag: language.group for tag, language in metrics.languages.items()}
     if (folder / "groups.json").is_file():
         groups = {**read_groups(folder / "groups.json").as_dict(), **groups}
-    recipe, similarity, layers, events = (
-        folder / name for name in ("recipe.yaml", "similarity.csv", "layers.csv", "events.jsonl")
+    recipe, similarity, layers, events, how = (
+        folder / name for name in ("recipe.yaml", "similarity.csv", "layers.csv", "events.jsonl", "grouping.json")
     )
+    grouping = read_grouping_file(how) if how.is_file() else GroupingResult()
+    source = grouping.how.source if grouping.how else None
     return RunResult(
         metrics=metrics,
         recipe=_read_text(recipe) if recipe.is_file() else None,
         groups=groups,
         similarity=_read_similarity(similarity, groups) if similarity.is_file() else None,
-        layers=_read_layers(layers) if layers.is_file() else None,
+        grouping=grouping,
+        others=read_other_similarities(folder / "similarity", groups, used=source),
+        layers=read_layers(layers) if layers.is_file() else None,
         events=_read_events(events, with_dense="dense" in metrics.average.perplexity) if events.is_file() else None,
     )
-
-
-def clean(text: str) -> str:
-    """Return `text` without the characters that no HTML or XML page may hold (JSON may: control, lone surrogate)."""
-    kept = (character if _is_printable(ord(character)) else "\ufffd" for character in text)
-    return "".join(kept)
-
-
-def _is_printable(code: int) -> bool:
-    """Say whether XML 1.0 section 2.2 allows the character."""
-    return code in (0x9, 0xA, 0xD) or 0x20 <= code <= 0xD7FF or 0xE000 <= code <= 0xFFFD or code >= 0x10000
-
-
-def _clean_all(value: Any) -> Any:
-    """Apply `clean` to every string of a JSON value, keys too."""
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, list):
-        return [_clean_all(item) for item in value]
-    if isinstance(value, dict):
-        return {clean(key): _clean_all(item) for key, item in value.items()}
-    return value
 
 
 def _read_text(path: Path) -> str:
@@ -185,7 +185,7 @@ def _read_text(path: Path) -> str:
 def _read_json(path: Path) -> Any:
     """Read a JSON file that the page cannot do without."""
     try:
-        return _clean_all(json.loads(path.read_text(encoding="utf-8")))
+        return clean_all(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise InputError(f"{path}: this is not JSON ({error}); run the stage that writes it again.") from error
 
@@ -217,8 +217,12 @@ def _read_similarity(path: Path, groups: dict[str, int]) -> Similarity:
     return similarity
 
 
-def _read_layers(path: Path) -> list[Layer]:
-    """Read `layers.csv`."""
+def read_layers(path: Path) -> list[Layer]:
+    """Read `layers.csv`; the column `experts` may be missing, as in files of earlier versions.
+
+    Raises:
+        InputError: a row lacks a column or has no number in it, with its line.
+    """
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         reader = csv.DictReader(file)
         try:
@@ -229,6 +233,7 @@ def _read_layers(path: Path) -> list[Layer]:
                     attention_norm=float(row["attention_norm"] or "nan"),
                     normalised=float(row["normalised"] or "nan"),
                     chosen=row["chosen"].strip() == "1",
+                    experts=int(row["experts"]) if row.get("experts") else None,
                 )
                 for row in reader
             ]
@@ -271,7 +276,7 @@ def _event_lines(path: Path, events: Events) -> Iterator[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                event = _clean_all(json.loads(line))
+                event = clean_all(json.loads(line))
             except ValueError:
                 event = None
             if isinstance(event, dict):
