@@ -101,12 +101,12 @@ def group_greedy_exhaustive(similarity: Similarity, *, num_groups: int) -> Group
     Raises:
         InputError: `num_groups` outside 1..L, or more than three million combinations to look at.
     """
-    sizes = _sizes(similarity, num_groups=num_groups)
+    sizes = _sizes(len(similarity.tags), num_groups=num_groups)
     remaining = list(range(len(similarity.tags)))
-    num_combinations = sum(comb(sum(sizes[done:]), size) for done, size in enumerate(sizes))
-    if num_combinations > MOST_COMBINATIONS:
+    looked_at = num_combinations(len(remaining), num_groups=num_groups)
+    if looked_at > MOST_COMBINATIONS:
         raise InputError(
-            f"greedy-exhaustive would look at {Decimal(num_combinations):.1e} combinations for {len(remaining)} "
+            f"greedy-exhaustive would look at {Decimal(looked_at):.1e} combinations for {len(remaining)} "
             f"languages in {num_groups} groups, and its limit is {MOST_COMBINATIONS:,}; use the method greedy-seeded."
         )
     groups = []
@@ -115,6 +115,16 @@ def group_greedy_exhaustive(similarity: Similarity, *, num_groups: int) -> Group
         groups.append(tuple(similarity.tags[i] for i in chosen))
         remaining = [i for i in remaining if i not in chosen]
     return Grouping(tuple(groups))
+
+
+def num_combinations(num_languages: int, *, num_groups: int) -> int:
+    """Return how many groups the exhaustive algorithm looks at.
+
+    Raises:
+        InputError: `num_groups` outside 1..L.
+    """
+    sizes = _sizes(num_languages, num_groups=num_groups)
+    return sum(comb(sum(sizes[done:]), size) for done, size in enumerate(sizes))
 
 
 def group_greedy_seeded(similarity: Similarity, *, num_groups: int) -> Grouping:
@@ -131,7 +141,7 @@ def group_greedy_seeded(similarity: Similarity, *, num_groups: int) -> Grouping:
     values_LL = similarity.values_LL
     free_L = np.ones(len(similarity.tags), dtype=bool)
     groups = []
-    for size in _sizes(similarity, num_groups=num_groups):
+    for size in _sizes(len(similarity.tags), num_groups=num_groups):
         members = _seed(values_LL, np.flatnonzero(free_L), size=size)
         to_group_L = values_LL[members].min(axis=0)
         free_L[members] = False
@@ -222,8 +232,7 @@ def _check_tags(assignment: Mapping[str, int], *, tags: Sequence[str], path: Pat
         )
 
 
-def _sizes(similarity: Similarity, *, num_groups: int) -> list[int]:
-    num_languages = len(similarity.tags)
+def _sizes(num_languages: int, *, num_groups: int) -> list[int]:
     if not 1 <= num_groups <= num_languages:
         raise InputError(
             f"{num_groups} groups asked for {num_languages} languages; ask for 1 to {num_languages}: no group is empty."
