@@ -49,11 +49,14 @@ def test_the_recipe_reference_is_generated_from_the_model() -> None:
     assert (ROOT / "docs/recipe.md").read_text(encoding="utf-8") == reference
 
 
-def test_the_results_are_generated_from_the_measurements() -> None:
+def test_the_results_are_generated_from_the_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     tables = script(ROOT / "benchmarks/tables.py")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert (ROOT / "docs/results.md").read_text(encoding="utf-8") == tables.results()
     assert tables.readme(readme) == readme
+    grouping = (ROOT / "docs/grouping.md").read_text(encoding="utf-8")
+    assert tables.grouping_tables.page(grouping) == grouping
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -80,7 +83,7 @@ def test_commands_in_the_documentation_run(
             arguments = shlex.split(line.removeprefix("$ sprachbund "))
             if {"similarity.csv", "norms.json"} & set(arguments) and not REFERENCE.is_dir():
                 continue
-            if arguments[0] == "run":
+            if arguments[0] in ("run", "probe"):
                 arguments += [part for value in SMALL for part in ("--set", value)]
             said = cli(*arguments)
             assert said.status == 0, f"{line}\n{said.err}"

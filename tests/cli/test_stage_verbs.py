@@ -93,17 +93,17 @@ def test_layers_of_a_bare_file(tmp_path: Path, cli: CommandLine) -> None:
 
 def test_every_stage_can_be_asked_for_alone(tiny: Path, cli: CommandLine) -> None:
     out = tiny.parent / "run"
-    assert cli("probe", tiny, "--out", out).out == f"probe: {out}/probe\n"
+    assert cli("probe", tiny, "--out", out).out == f"deviation: {out}/similarity/deviation.csv\n"
     assert not (out / "groups.json").exists()
     assert cli("layers", out).out == "layers: 0 1\n"
-    assert cli("layers", out, "--json").out == '{"layers": [0, 1]}\n'
+    assert json.loads(cli("layers", out, "--json").out) == {"layers": [0, 1], "bitmask": 3, "experts": None}
     groups = [line.split() for line in cli("group", out).out.splitlines()]
-    assert [group[0] for group in groups] == ["0:", "1:"]
-    assert sorted(sorted(group[1:]) for group in groups) == [["ita_Latn", "ron_Latn"], ["rus_Cyrl", "ukr_Cyrl"]]
+    assert [group[:2] for group in groups[1:4]] == [["0", "2"], ["1", "2"], ["all", "4"]]
+    assert [group[4:] for group in groups[1:3]] == [["ita_Latn", "ron_Latn"], ["rus_Cyrl", "ukr_Cyrl"]]
     assert not (out / "model").exists()
     said = cli("train", out)
     assert said.out == f"model: {out}/model\n"
-    assert sorted(said.skipped) == ["base", "corpora", "groups", "layers", "probe", "tokenizer"]
+    assert sorted(said.skipped) == ["base", "corpora", "groups", "layers", "probe", "similarity", "tokenizer"]
     assert (out / "dense" / "model.safetensors").exists()
     assert not (out / "metrics.json").exists()
 

@@ -146,9 +146,9 @@ def test_another_recipe_is_refused_with_what_differs_and_nothing_changes(tmp_pat
     folder = done_run(tmp_path / "run")
     before = snapshot(folder)
     with pytest.raises(InputError) as error:
-        open_run(recipe(seed=3, groups={"count": 1}, probe={"steps": 4}), folder)
+        open_run(recipe(seed=3, groups={"count": 2, "floor": 0.5}, probe={"steps": 4}), folder)
     assert str(error.value) == (
-        f"{folder} holds a run of another recipe (differing: probe.steps, groups.count, seed); "
+        f"{folder} holds a run of another recipe (differing: probe.steps, groups.floor, seed); "
         "give another --out, or --update to recompute what changed"
     )
     assert snapshot(folder) == before

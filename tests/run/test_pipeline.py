@@ -16,7 +16,8 @@ from sprachbund.grouping import read_similarity
 from sprachbund.run.directory import read_run
 
 TAGS = ["ron_Latn", "ita_Latn", "rus_Cyrl", "ukr_Cyrl"]
-STAGES = ["tokenizer", "corpora", "base", "probe", "groups", "dense", "layers", "train", "evaluate", "report"]
+STAGES = ["tokenizer", "corpora", "base", "probe", "similarity", "groups"]
+STAGES += ["dense", "layers", "train", "evaluate", "report"]
 SYSTEMS = ["base", "dense", "group", "prefix", "top_k"]
 MEASURED = ("seconds", "tokens_per_second", "peak_memory_mb")  # of the machine, not of the models
 
@@ -157,7 +158,7 @@ def test_a_changed_evaluation_trains_nothing(copied: Path, shared_tiny: Path, cl
 
 def test_a_changed_number_of_groups_keeps_base_and_probe(copied: Path, cli: CommandLine) -> None:
     said = cli("group", copied, "--groups", 3, "--update", "--json")
-    assert said.skipped == ["tokenizer", "corpora", "base", "probe"]
+    assert said.skipped == ["tokenizer", "corpora", "base", "probe", "similarity"]
     assert sorted(len(group) for group in json.loads(said.out)["groups"]) == [1, 1, 2]
 
 
@@ -167,7 +168,7 @@ def test_another_preset_keeps_what_it_shares(
 ) -> None:
     said = cli("run", shared_tiny, "--out", copied, "--set", f"preset={preset}", "--update")
     assert said.status == 0, said.err
-    kept = ["tokenizer", "corpora", "base", *(["probe", "groups", "dense", "layers"] if preset == "native" else [])]
+    kept = ["tokenizer", "corpora", "base", *(STAGES[3:7] if preset == "native" else [])]
     assert said.skipped[: len(kept)] == kept
     assert not {"train", "evaluate", "report"} & set(said.skipped)
     config = json.loads((copied / "model/config.json").read_text())
@@ -202,7 +203,7 @@ def test_a_run_may_move_with_its_corpora(tiny: Path, cli: CommandLine) -> None:
     shutil.copy(tiny, moved)
     shutil.copytree(tiny.parent / "run", moved / "run")
     said = cli("probe", moved / tiny.name, "--out", moved / "run", "--update")
-    assert (said.status, said.skipped) == (0, ["tokenizer", "corpora", "base", "probe"])
+    assert (said.status, said.skipped) == (0, ["tokenizer", "corpora", "base", "probe", "similarity"])
 
 
 def test_a_control_that_was_not_kept_comes_back_when_it_is_needed(tiny: Path, cli: CommandLine) -> None:
@@ -237,7 +238,12 @@ def test_given_groups_and_no_control(tiny: Path, cli: CommandLine) -> None:
     out = tiny.parent / "run"
     sets = ("--set", "groups={given: groups.json}", "--set", "dense.train=false", "--set", "layers={given: [1]}")
     said = cli("group", tiny, "--out", out, *sets)
-    assert (said.status, said.out) == (0, "0: ron_Latn rus_Cyrl\n1: ita_Latn ukr_Cyrl\n")
+    assert said.status == 0
+    assert said.out.splitlines()[1:] == [
+        "    0     2       -       -  ron_Latn rus_Cyrl",
+        "    1     2       -       -  ita_Latn ukr_Cyrl",
+        "  all     4       -       -  (given)",
+    ]
     assert cli("layers", tiny, "--out", out, *sets).out == "layers: 1\n"
     assert not (out / "probe").exists()  # given groups and layers need no probe
     assert not (out / "similarity.csv").exists()

@@ -1,13 +1,14 @@
 """The application: verbs are registered here, errors become one sentence and an exit status."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import typer
 
 from sprachbund import __version__
-from sprachbund.cli import make, stages
+from sprachbund.cli import make, plan, stages
 from sprachbund.errors import InputError, SprachbundError
 from sprachbund.run.directory import disk_error
 
@@ -36,9 +37,12 @@ def _root(
     """Group, then scale: turn a multilingual model into a mixture of experts with one expert per language group."""
 
 
-for verb in (make.init, make.audit, stages.run, stages.demo, stages.probe, stages.group, stages.layers):
-    app.command()(verb)
-for verb in (stages.expand, stages.train, stages.evaluate, stages.report):
+VERBS: list[Callable[..., None]] = [
+    *(make.init, make.audit, stages.run, stages.demo),
+    *(plan.probe, plan.group, plan.layers),
+    *(stages.expand, stages.train, stages.evaluate, stages.report),
+]
+for verb in VERBS:
     app.command()(verb)
 
 

@@ -1,85 +1,179 @@
-"""What `group` and `layers` say about a bare file: text in, text out, so that it can be tested word for word."""
+"""What `group` and `layers` do with a bare file, or with what a run has decided; the text is made in show.py."""
+
+from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from sprachbund.grouping import (
-    Grouping,
-    Similarity,
+from pydantic import ValidationError
+
+from sprachbund.cli.show import front_text, group_text, layers_text
+from sprachbund.errors import InputError
+from sprachbund.files import read_json_object, write_text
+from sprachbund.grouping.decide import Evidence, as_dict, constraints_of, decide
+from sprachbund.grouping.families import read_families
+from sprachbund.grouping.greedy import Grouping
+from sprachbund.grouping.layers import (
     bitmask,
+    choose_by_budget,
     choose_by_epsilon,
-    group,
+    choose_top,
     mean_norms,
     noise_warning,
     normalised,
+    outlier_warning,
     read_norms,
-    read_similarity,
 )
+from sprachbund.grouping.similarity_csv import Similarity, read_similarity
+from sprachbund.grouping.solve import front
+from sprachbund.recipe.plan import Groups
+from sprachbund.run.directory import Run, read_json
+
+if TYPE_CHECKING:
+    from sprachbund.run.planning import LayerPlan
 
 
-def group_file(path: Path | str, *, num_groups: int, method: str, as_json: bool) -> str:
-    """Return the groups of a similarity file as a table, or as JSON for a machine.
+def read_weights(wish: str | None) -> dict[str, Any] | str | None:
+    """Return the capacity weights of a JSON file {language: number}, or the word `bytes`.
 
     Raises:
-        InputError: the file, the number of groups or the method is not valid.
+        InputError: a file that is none, or a weight that is no number.
     """
-    similarity = read_similarity(path)
-    grouping = group(similarity, num_groups=num_groups, method=method)
-    if not as_json:
-        return _group_table(grouping, similarity, method=method)
-    content = {
-        "groups": [list(members) for members in grouping.groups],
-        "method": method,
-        "mean_similarity": grouping.mean_similarity(similarity),
-        "min_similarity": grouping.min_similarity(similarity),
-        "sizes": [len(members) for members in grouping.groups],
-    }
-    return json.dumps(content, ensure_ascii=False)
+    if wish is None or wish == "bytes":
+        return wish
+    return read_json_object(Path(wish))
 
 
-def layers_file(path: Path | str, *, epsilon: float, as_json: bool) -> str:
-    """Return the layers that epsilon chooses from a file of norms as a table, or as JSON for a machine.
+def group_file(
+    path: Path, wishes: Mapping[str, Any], *, show_front: bool, svg: Path | None, seed: int, as_json: bool
+) -> str:
+    """Return the groups of a similarity CSV as text, or as JSON for a machine.
 
     Raises:
-        InputError: the file or epsilon is not valid.
+        InputError: the file or a wish is not valid.
+    """
+    if "count" not in wishes:
+        raise InputError("--groups is missing: give the number of groups, for example --groups 6, or --groups auto")
+    if wishes.get("weights") == "bytes":
+        raise InputError("--weights bytes: a CSV knows no corpora; give a JSON file {language: number}")
+    settings = _settings(wishes)
+    similarity = read_similarity(path)
+    if show_front:
+        return _front(similarity, settings, seed=seed, as_json=as_json)
+    families = None
+    if settings.families is not None:
+        families = {tag: levels[0] for tag, levels in read_families(settings.families, tags=similarity.tags).items()}
+    weights = settings.weights if isinstance(settings.weights, dict) else None
+    decision = decide(similarity, settings, Evidence(weights=weights, families=families), seed=seed)
+    if svg is not None:
+        _draw(svg, similarity, decision.solution.grouping)
+    return _groups(decision.solution.grouping, similarity, as_dict(decision), as_json=as_json)
+
+
+def group_run(run: Run, grouping: Grouping, *, show_front: bool, svg: Path | None, as_json: bool) -> str:
+    """Return the groups of a run as text, or as JSON for a machine."""
+    file = run.path("similarity.csv")
+    similarity = read_similarity(file) if file.exists() else None
+    if similarity is None and (show_front or svg):
+        raise InputError(f"{run.folder}: its groups were given, so there is no similarity to draw or to trade off")
+    if similarity is not None and show_front:
+        return _front(similarity, run.recipe.groups, seed=run.recipe.seed, as_json=as_json)
+    if similarity is not None and svg is not None:
+        _draw(svg, similarity, grouping)
+    return _groups(grouping, similarity, read_json(run.path("grouping.json")), as_json=as_json)
+
+
+def _settings(wishes: Mapping[str, Any]) -> Groups:
+    """Return the wishes as the recipe's `groups`, every mistake named by its option."""
+    try:
+        return Groups.model_validate(dict(wishes))
+    except ValidationError as error:
+        first = error.errors()[0]
+        said = first["msg"].removeprefix("Value error, ")
+        if first["type"] != "value_error":
+            said = f"found {first['input']!r}; {said[:1].lower()}{said[1:]}"
+        option = "-".join(str(first["loc"][0]).split("_")) if first["loc"] else ""
+        option = {"": "", "count": "--groups: "}.get(option, f"--{option}: ")
+        raise InputError(f"{option}{said}") from None
+
+
+def _groups(grouping: Grouping, similarity: Similarity | None, facts: Mapping[str, Any], *, as_json: bool) -> str:
+    if not as_json:
+        return group_text(grouping, similarity, facts)
+    groups = [list(members) for members in grouping.groups]
+    return json.dumps({"groups": groups, "sizes": list(map(len, groups)), **facts}, ensure_ascii=False)
+
+
+def _front(similarity: Similarity, settings: Groups, *, seed: int, as_json: bool) -> str:
+    if settings.count == "auto":
+        raise InputError("--front shows the trade-off for one number of groups; give --groups a number, not auto")
+    weights = settings.weights if isinstance(settings.weights, dict) else None
+    found = front(similarity, num_groups=settings.count, constraints=constraints_of(settings, weights), seed=seed)
+    if not as_json:
+        return front_text(found)
+    points = [
+        {"min": s.min, "mean": s.mean, "proven": s.proven, "groups": [list(members) for members in s.grouping.groups]}
+        for s in found
+    ]
+    return json.dumps({"front": points}, ensure_ascii=False)
+
+
+def _draw(path: Path, similarity: Similarity, grouping: Grouping) -> None:
+    from sprachbund.report.pictures import write_similarity_svg
+
+    write_similarity_svg(path, similarity, grouping)
+
+
+def layers_file(path: Path, wish: Mapping[str, Any], *, cost: int | None, svg: Path | None, as_json: bool) -> str:
+    """Return the layers chosen from a file of norms as text, or as JSON for a machine.
+
+    Raises:
+        InputError: the file or the wish is not valid.
     """
     norms_L = mean_norms(read_norms(path))
-    layers = choose_by_epsilon(norms_L, epsilon=epsilon)
+    if not wish:
+        raise InputError("--epsilon is missing: give a threshold between 0 and 1, for example --epsilon 0.6; or --top")
+    ((rule, value),) = wish.items()
+    if rule == "layerwise":
+        raise InputError("--layerwise compares languages layer by layer, which norms cannot tell; give a recipe or run")
+    if (rule == "budget") != (cost is not None):
+        raise InputError("--budget and --cost belong together: the parameters to spend, and those of one mixture layer")
+    if rule == "epsilon":
+        layers = choose_by_epsilon(norms_L, epsilon=value)
+    elif rule == "top":
+        layers = choose_top(norms_L, num_layers=value)
+    else:
+        layers = choose_by_budget(norms_L, budget=value, cost_L=[cost or 0] * len(norms_L))
+    said = []
+    if rule == "epsilon":
+        said = [w for w in (noise_warning(norms_L), outlier_warning(norms_L, epsilon=value)) if w]
     if not as_json:
-        return _layers_table(norms_L, layers, epsilon=epsilon)
+        return layers_text(norms_L, layers, rule=f"{rule} {value:g}", said=said)
     content = {
         "layers": layers,
         "bitmask": bitmask(layers),
-        "epsilon": epsilon,
+        rule: value,
         "norms": norms_L,
         "normalised": normalised(norms_L),
-        "warning": noise_warning(norms_L),
+        "warnings": said,
     }
     return json.dumps(content, ensure_ascii=False)
 
 
-def _group_table(grouping: Grouping, similarity: Similarity, *, method: str) -> str:
-    lines = ["group  size    mean     min  languages"]
-    for number, members in enumerate(grouping.groups):
-        alone = Grouping((members,))
-        mean, least = _decimals(alone.mean_similarity(similarity)), _decimals(alone.min_similarity(similarity))
-        lines.append(f"{number:>5}  {len(members):>4}  {mean:>6}  {least:>6}  {' '.join(members)}")
-    mean, least = _decimals(grouping.mean_similarity(similarity)), _decimals(grouping.min_similarity(similarity))
-    lines.append(f"{'all':>5}  {len(similarity.tags):>4}  {mean:>6}  {least:>6}  ({method})")
-    return "\n".join(lines)
-
-
-def _layers_table(norms_L: Sequence[float], layers: Sequence[int], *, epsilon: float) -> str:
-    lines = ["layer        norm  normalised  experts"]
-    for layer, (norm, scaled) in enumerate(zip(norms_L, normalised(norms_L), strict=True)):
-        lines.append(f"{layer:>5}  {norm:>10.4g}  {scaled:>10.3f}  {'yes' if layer in layers else 'no':>7}")
-    lines.append(
-        f"{len(layers)} of {len(norms_L)} layers have experts at epsilon {epsilon:g}; bitmask {bitmask(layers)}"
+def layers_run(run: Run, plan: LayerPlan, *, svg: Path | None, as_json: bool) -> str:
+    """Return the mixture layers of a run as text, or as JSON for a machine."""
+    if svg is not None:
+        picture = run.path("layers.svg")
+        if not picture.exists():
+            raise InputError(f"{run.folder}: no deviation was measured (there is no layers.svg), so none can be drawn")
+        write_text(svg, picture.read_text(encoding="utf-8"))
+    if as_json:
+        return json.dumps({"layers": plan.layers, "bitmask": bitmask(plan.layers), "experts": plan.experts})
+    if plan.experts is None:
+        return f"layers: {' '.join(map(str, plan.layers))}"
+    return "\n".join(
+        f"layer {layer}: {len(set(table))} experts, by group {' '.join(map(str, table))}"
+        for layer, table in plan.experts.items()
     )
-    warning = noise_warning(norms_L)
-    return "\n".join([*lines, f"warning: {warning}"] if warning else lines)
-
-
-def _decimals(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

@@ -57,7 +57,7 @@ def opened(recipe: Recipe, folder: Path, *, update: bool) -> Iterator["Pipeline"
     if recipe.base.path is not None:
         from sprachbund.modeling.base import check_base
 
-        check_base(recipe.base, recipe.layers)
+        check_base(recipe)
     run = open_run(recipe, folder, update=update)
     try:
         from sprachbund.run.pipeline import Pipeline

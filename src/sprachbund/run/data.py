@@ -31,7 +31,7 @@ BYTES_FOR_TOKENIZER = 50_000_000  # of all languages together: more text changes
 
 def source_state(source: Source) -> Any:
     """Return what tells whether a corpus has changed: the source, and the content of its files wherever they lie."""
-    state: dict[str, Any] = source.model_dump(mode="json", exclude_none=True)
+    state: dict[str, Any] = source.model_dump(mode="json", exclude_none=True, exclude={"family"})
     if source.file:
         paths = [Path(source.file.replace("{split}", split)) for split in ("train", "dev", "test")]
         state["file"] = [[p.suffixes, _content(p)] for p in dict.fromkeys(paths) if p.is_file()]

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +18,9 @@ from sprachbund.run.directory import Run
 from sprachbund.training import TrainingBlocks, TrainingPlan, train
 from sprachbund.training.stages import plan_training
 from sprachbund.training.trainer import last_checkpoint
+
+if TYPE_CHECKING:
+    from sprachbund.run.planning import LayerPlan
 
 
 def run_training(
@@ -112,13 +115,14 @@ def train_dense(run: Run, base: Any, packed: PackedCorpora, grouping: Grouping, 
     return facts
 
 
-def expand_base(run: Run, base: Any, packed: PackedCorpora, grouping: Grouping, layers: Sequence[int]) -> Any:
+def expand_base(run: Run, base: Any, packed: PackedCorpora, grouping: Grouping, layers: LayerPlan) -> Any:
     """Return the mixture at step 0: the base's function, in experts."""
     dense, experts = base.load(dtype="float32"), run.recipe.experts
     assignment = grouping.as_dict()
     return expand(
         dense,
-        moe_layers=layers,
+        moe_layers=layers.layers,
+        expert_of_group=layers.experts,
         groups={tag: assignment[tag] for tag in packed.train},
         kind=experts.kind,
         width=experts.width,
@@ -131,7 +135,7 @@ def expand_base(run: Run, base: Any, packed: PackedCorpora, grouping: Grouping, 
 
 
 def train_mixture(
-    run: Run, base: Any, packed: PackedCorpora, grouping: Grouping, layers: Sequence[int], tokenizer: Any
+    run: Run, base: Any, packed: PackedCorpora, grouping: Grouping, layers: LayerPlan, tokenizer: Any
 ) -> dict[str, Any]:
     """Expand the base and train the mixture into RUN/model."""
     plan = plan_training(run.recipe)

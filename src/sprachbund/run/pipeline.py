@@ -10,10 +10,9 @@ from transformers import set_seed
 
 from sprachbund.grouping.greedy import Grouping
 from sprachbund.modeling.base import check_arithmetic, quiet
-from sprachbund.run import learning, probing, scoring
+from sprachbund.run import learning, planning, probing, scoring
 from sprachbund.run.data import Corpora, PackedCorpora, make_tokenizer, pack_corpora
 from sprachbund.run.directory import Run
-from sprachbund.similarity import LanguageProbe
 
 
 class Pipeline:
@@ -48,29 +47,32 @@ class Pipeline:
         return probing.make_base(self.run, packed, self.tokenizer)
 
     @cached_property
-    def probes(self) -> list[LanguageProbe]:
-        """The probe of every language."""
-        base = self.base
-        return probing.probe(self.run, base, self.packed)
+    def probes(self) -> probing.Probes | None:
+        """What the probe measured; None where nothing reads it."""
+        sources = self.run.recipe.probe_sources()
+        if not sources:
+            return None
+        base = self.base if set(sources) & set(probing.MODEL_SOURCES) else None
+        return probing.probe(self.run, base, self.packed, self.corpora)
+
+    @cached_property
+    def similarities(self) -> dict[str, Path]:
+        """The similarity files, the one to group by first."""
+        return planning.compare_languages(self.run, self.probes)
 
     @cached_property
     def grouping(self) -> Grouping:
-        """The groups; given ones need no probe."""
-        given = self.run.recipe.groups.given is not None
-        return probing.group_languages(self.run, None if given else self.probes)
+        """The groups; given ones need no similarity."""
+        packed = self.packed
+        if self.run.recipe.groups.given is None or self.run.recipe.probe.sources:
+            _ = self.similarities
+        return planning.group_languages(self.run, self.probes, packed)
 
     @cached_property
-    def needs_probe(self) -> bool:
-        """Does anything read the probe? Not where groups and layers are given."""
-        recipe = self.run.recipe
-        by_norm = recipe.layers.epsilon is not None or recipe.layers.top is not None
-        return recipe.groups.given is None or by_norm
-
-    @cached_property
-    def layers(self) -> list[int]:
+    def layers(self) -> planning.LayerPlan:
         """The mixture layers."""
-        base = self.base
-        return probing.choose_layers(self.run, base, self.probes if self.needs_probe else None)
+        base, grouping = self.base, self.grouping
+        return planning.choose_layers(self.run, base, self.probes, grouping)
 
     @cached_property
     def dense(self) -> dict[str, Any]:

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sprachbund.corpora.packing import Packed, block_sequence
+from sprachbund.corpora.sentences import evenly_spaced, read_parallel
 from sprachbund.errors import InputError
-from sprachbund.files import read_text, write_text
-from sprachbund.grouping.greedy import Grouping, group, read_groups, write_groups
-from sprachbund.grouping.layers import choose_by_epsilon, choose_top, mean_norms, noise_warning, normalised
-from sprachbund.grouping.similarity_csv import read_similarity, write_similarity
-from sprachbund.modeling.base import device, load_model, read_config, scratch_model
+from sprachbund.files import write_text
+from sprachbund.modeling.base import device, load_model, load_tokenizer, read_config, scratch_model, tokenize_with
 from sprachbund.modeling.ffn import family_of
-from sprachbund.progress import say, track
-from sprachbund.recipe import Base, Layers
-from sprachbund.run.data import PackedCorpora, batch_schedule
+from sprachbund.progress import track
+from sprachbund.recipe import Base, Recipe
+from sprachbund.run.data import Corpora, PackedCorpora, batch_schedule
 from sprachbund.run.directory import Run
 from sprachbund.run.learning import drop_checkpoints, run_training
 from sprachbund.similarity import (
-    CountSketch,
+    FineTuning,
     LanguageProbe,
-    deviation_similarity,
+    Signal,
+    Sketches,
+    count_characters,
+    count_tokens,
     load_probe,
+    measure_gradient,
+    measure_representation,
     probe_language,
     save_probe,
 )
@@ -39,6 +42,8 @@ from sprachbund.training import TrainingBlocks
 from sprachbund.training.stages import plan_base
 
 MARK = "fingerprint"  # of the probe folder: what its results were computed from
+MODEL_SOURCES = ("deviation", "gradient", "representation")
+STATES_AT_ONCE = 4096  # tokens of which the hidden states of all layers are held: 1 GB for 32 layers of width 4096
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,13 @@ class DenseBase:
     trust_remote_code: bool
     dtype: str
 
+    def config(self) -> Any:
+        """Return the model's configuration."""
+        return read_config(Base(path=self.path, revision=self.revision, trust_remote_code=self.trust_remote_code))
+
     def num_layers(self) -> int:
         """Return the number of decoder layers, by the configuration alone."""
-        base = Base(path=self.path, revision=self.revision, trust_remote_code=self.trust_remote_code)
-        return int(read_config(base).num_hidden_layers)
+        return int(self.config().num_hidden_layers)
 
     def load(self, *, dtype: str | None = None) -> Any:
         """Return the model on the device, its weights in the recipe's dtype or another."""
@@ -62,6 +70,10 @@ class DenseBase:
         )
         family_of(model.config.model_type)
         return model.to(device()).eval()
+
+    def load_tokenizer(self) -> Any:
+        """Return the tokenizer beside it."""
+        return load_tokenizer(self.path, revision=self.revision, trust_remote_code=self.trust_remote_code)
 
 
 def make_base(run: Run, packed: PackedCorpora, tokenizer: Any) -> DenseBase:
@@ -112,135 +124,204 @@ def _weights_state(folder: Path) -> list[Any]:
     return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
 
 
-def probe(run: Run, base: DenseBase, packed: PackedCorpora) -> list[LanguageProbe]:
-    """Probe every language; a language's result is on disk as soon as it is there, and is not computed again."""
+@dataclass(frozen=True)
+class Probes:
+    """What the probe found in every language, in the order of the recipe; vectors are read from disk when asked for."""
+
+    languages: dict[str, LanguageProbe]
+
+    @property
+    def signals(self) -> dict[str, dict[str, Signal]]:
+        """The signals by source and language."""
+        sources = next(iter(self.languages.values())).signals
+        return {source: {tag: probe.signals[source] for tag, probe in self.languages.items()} for source in sources}
+
+    @property
+    def ffn_norms(self) -> dict[str, list[float]]:
+        """How far each layer's FFN moved, by language; empty where nothing was fine-tuned."""
+        return {tag: probe.ffn_norms for tag, probe in self.languages.items() if probe.ffn_norms}
+
+    @property
+    def attention_norms(self) -> dict[str, list[float]]:
+        """How far each layer's attention moved, by language; empty where nothing was fine-tuned."""
+        return {tag: probe.attention_norms for tag, probe in self.languages.items() if probe.attention_norms}
+
+    @property
+    def norms(self) -> dict[str, dict[str, list[float]]]:
+        """Both, in the form of the authors' files."""
+        attention = self.attention_norms
+        return {tag: {"delta_norm_ffn": ffn, "delta_norm_att": attention[tag]} for tag, ffn in self.ffn_norms.items()}
+
+
+def probe(run: Run, base: DenseBase | None, packed: PackedCorpora, corpora: Corpora) -> Probes:
+    """Read from the base how alike the languages are, by every source of the recipe, in one pass.
+
+    The base, needed by the sources of MODEL_SOURCES only, is loaded once. A language's result is on disk as soon as it
+    is there and is not computed again; but another source or setting means another probe, which starts afresh.
+
+    Raises:
+        InputError: layers that the base does not have, or parallel sentences that are none.
+        SprachbundError: a measurement that is not finite.
+    """
     recipe, folder = run.recipe, run.path("probe")
-    settings = recipe.probe
+    settings, sources = recipe.probe, recipe.probe_sources()
+    parallel = None
+    if "representation" in sources and settings.sentences is not None:
+        parallel = read_parallel(settings.sentences, recipe.tags(), most=settings.num_sentences)
+    with_model = any(source in MODEL_SOURCES for source in sources)
 
     def work() -> Mapping[str, Any]:
-        model = base.load()
-        layers = probed_layers(settings.layers, model.config.num_hidden_layers)
-        ffn = family_of(model.config.model_type).ffn
-        start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        sketch = CountSketch(settings.sketch_size, seed=recipe.seed)
+        measure = _Measure(run, base if with_model else None, packed, corpora, parallel)
         mark = run.fingerprints["probe"]
         if folder.exists() and (not (folder / MARK).exists() or (folder / MARK).read_text() != mark):
             shutil.rmtree(folder)
         write_text(folder / MARK, mark)
-        norms = {}
         with track("probe", len(packed.train)) as advance:
-            for tag, corpus in packed.train.items():
+            for tag in packed.train:
                 file = folder / f"{tag}.safetensors"
                 if not file.exists():
-                    result = probe_language(
-                        model,
-                        _probe_steps(run, corpus, tag),
-                        tag=tag,
-                        ffn=ffn,
-                        num_steps=settings.steps,
-                        learning_rate=settings.learning_rate,
-                        layers=layers,
-                        sketch=sketch,
-                        base=start,
-                    )
-                    save_probe(file, result)
-                    run.log("probe", "language", language=tag, losses=result.losses)
-                result = load_probe(file)
-                norms[tag] = {"delta_norm_ffn": result.ffn_norms, "delta_norm_att": result.attention_norms}
+                    found = measure(tag)
+                    save_probe(file, found)
+                    run.log("probe", "language", language=tag, losses=found.losses)
                 advance(1, tag)
-        write_text(folder / "probe.json", json.dumps(norms, indent=1) + "\n")
-        tokens = settings.steps * _probe_batch(run) * recipe.train.block_size
-        return {"layers": layers, "tokens": tokens * len(packed.train)}
+        write_text(folder / "probe.json", json.dumps(_load(folder, packed).norms, indent=1) + "\n")
+        passes = sum(source in sources for source in ("deviation", "gradient"))
+        tokens = passes * settings.repeats * settings.steps * _batch(recipe) * recipe.train.block_size
+        return {"layers": measure.layers, "sources": sources, "tokens": tokens * len(packed.train)}
 
-    inputs = [settings.model_dump(exclude={"center"}), packed.digest, recipe.train.block_size, recipe.seed]
-    inputs += [recipe.train.dtype]
-    run.stage("probe", inputs, ["probe/probe.json"], work, after=["base"])
-    return [load_probe(folder / f"{tag}.safetensors") for tag in packed.train]
+    inputs: list[Any] = [settings.model_dump(exclude={"center", "sources"}), sources, parallel, packed.digest]
+    inputs += [recipe.train.block_size, recipe.seed, recipe.train.dtype]
+    files = [f"probe/{tag}.safetensors" for tag in packed.train]
+    run.stage("probe", inputs, ["probe/probe.json", *files], work, after=["base"] if with_model else [])
+    return _load(folder, packed)
 
 
-def probed_layers(choice: str, num_layers: int) -> list[int]:
-    """Return the layers that `all` or `last:N` names."""
+def _load(folder: Path, packed: PackedCorpora) -> Probes:
+    return Probes({tag: load_probe(folder / f"{tag}.safetensors") for tag in packed.train})
+
+
+class _Measure:
+    """Measures one language after the other by every source; `layers` are those whose FFNs are compared."""
+
+    def __init__(
+        self,
+        run: Run,
+        base: DenseBase | None,
+        packed: PackedCorpora,
+        corpora: Corpora,
+        parallel: dict[str, list[str]] | None,
+    ) -> None:
+        self.recipe, self.sources = run.recipe, run.recipe.probe_sources()
+        self.packed, self.corpora, self.parallel = packed, corpora, parallel
+        self.layers: list[int] = []
+        if base is not None:
+            settings = self.recipe.probe
+            self.model = base.load()
+            self.start = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
+            self.ffn = family_of(self.model.config.model_type).ffn
+            self.layers = probed_layers(settings.layers, self.model.config.num_hidden_layers)
+            self.hidden_layer = hidden_layer(settings.hidden_layer, self.model.config.num_hidden_layers)
+            num_parts = settings.steps * settings.repeats
+            self.sketches = Sketches(settings.sketch_size, num_parts=num_parts, seed=self.recipe.seed)
+            if "representation" in self.sources:
+                self.tokenize = tokenize_with(base.load_tokenizer())
+
+    def __call__(self, tag: str) -> LanguageProbe:
+        """Return what the probe of one language finds: first at the base's weights, then by moving them."""
+        settings, signals = self.recipe.probe, dict[str, Signal]()
+        if "representation" in self.sources:
+            signals["representation"] = measure_representation(
+                self.model,
+                self._sentences(tag),
+                tag=tag,
+                hidden_layer=self.hidden_layer,
+                batch_tokens=min(_micro_batch(self.recipe) * self.recipe.train.block_size, STATES_AT_ONCE),
+            )
+        if "lexical" in self.sources:
+            signals["lexical"] = count_tokens(self.packed.train[tag].tokens)
+        if "characters" in self.sources:
+            signals["characters"] = count_characters(self.corpora.documents[tag].train, ngram=settings.ngram)
+        steps = steps_of(self.recipe, self.packed.train[tag], tag)
+        if "gradient" in self.sources:
+            signals["gradient"] = measure_gradient(
+                self.model, steps, tag=tag, ffn=self.ffn, layers=self.layers, sketches=self.sketches
+            )
+        found = LanguageProbe(tag, {})
+        if "deviation" in self.sources:
+            found = probe_language(
+                self.model,
+                steps,
+                tag=tag,
+                ffn=self.ffn,
+                tuning=FineTuning(settings.steps, settings.learning_rate, settings.optimizer),
+                layers=self.layers,
+                sketches=self.sketches,
+                base=self.start,
+            )
+        signals.update(found.signals)
+        return replace(found, signals={source: signals[source] for source in self.sources})
+
+    def _sentences(self, tag: str) -> list[list[int]]:
+        """Return token ids of the parallel sentences, else of documents that are spread alike over every corpus."""
+        if self.parallel is not None:
+            texts = self.parallel[tag]
+        else:
+            documents = self.corpora.documents[tag].train
+            texts = [documents[i] for i in evenly_spaced(len(documents), most=self.recipe.probe.num_sentences)]
+        return [ids[: self.recipe.train.block_size] for ids in self.tokenize(texts) if ids]
+
+
+def probed_layers(choice: str | list[int], num_layers: int) -> list[int]:
+    """Return the layers that `all`, `last:N` or a list names; raises InputError for a layer that is not there."""
+    if isinstance(choice, list):
+        if max(choice) >= num_layers:
+            raise InputError(f"probe.layers names layer {max(choice)}; the base has layers 0 to {num_layers - 1}")
+        return sorted(choice)
     last = num_layers if choice == "all" else int(choice.removeprefix("last:"))
     return list(range(max(num_layers - last, 0), num_layers))
 
 
-def _probe_batch(run: Run) -> int:
-    return max(run.recipe.probe.tokens_per_step // run.recipe.train.block_size, 1)
+def hidden_layer(choice: int | None, num_layers: int) -> int:
+    """Return after how many layers representations are read; raises InputError for more than there are."""
+    if choice is not None and choice > num_layers:
+        raise InputError(f"probe.hidden_layer = {choice} is more than the base's {num_layers} layers")
+    return num_layers // 2 if choice is None else choice
 
 
-def _probe_steps(run: Run, corpus: Packed, tag: str) -> Iterator[list[Tensor]]:
-    """Yield each step's micro-batches, (B, T) token ids of one language."""
-    train, batch = run.recipe.train, _probe_batch(run)
-    micro = min((train.micro_batch_tokens or train.tokens_per_step) // train.block_size, batch)
-    count = run.recipe.probe.steps * batch
-    order = block_sequence(corpus.num_blocks(train.block_size), count, seed=run.recipe.seed, tag=f"probe/{tag}")
-    for step in order.reshape(run.recipe.probe.steps, batch):
-        ids_BT = torch.stack([torch.from_numpy(corpus.block(int(i), train.block_size)) for i in step])
-        # equal micro-batches, so that the mean of their losses is the step's
-        parts = next(n for n in range(-(-batch // micro), batch + 1) if batch % n == 0)
-        yield list(ids_BT.chunk(parts))
+def _batch(recipe: Recipe) -> int:
+    """Return the sequences of one step."""
+    return max(recipe.probe.tokens_per_step // recipe.train.block_size, 1)
 
 
-def group_languages(run: Run, probes: list[LanguageProbe] | None) -> Grouping:
-    """Return the grouping: given, or computed from the probe's similarity; writes similarity.csv and groups.json."""
-    recipe = run.recipe
-    settings = recipe.groups
-
-    def work() -> Mapping[str, Any]:
-        if settings.given is not None:
-            run.path("similarity.csv").unlink(missing_ok=True)
-            grouping = read_groups(Path(settings.given), tags=recipe.tags())
-        else:
-            if probes is None:
-                raise RuntimeError("grouping needs the probe")
-            write_similarity(run.path("similarity.csv"), deviation_similarity(probes, center=recipe.probe.center))
-            similarity = read_similarity(run.path("similarity.csv"))
-            grouping = group(similarity, num_groups=settings.count, method=settings.method)
-        write_groups(run.path("groups.json"), grouping)
-        return {"groups": [list(members) for members in grouping.groups]}
-
-    given = read_text(Path(settings.given)) if settings.given else ""
-    inputs = [settings.model_dump(), given, recipe.probe.center, recipe.tags()]
-    after = [] if settings.given is not None else ["probe"]
-    run.stage("groups", inputs, ["groups.json"], work, after=after)
-    return read_groups(run.path("groups.json"), tags=recipe.tags())
+def _micro_batch(recipe: Recipe) -> int:
+    """Return the sequences that may be on the device at once."""
+    train = recipe.train
+    return min((train.micro_batch_tokens or train.tokens_per_step) // train.block_size, _batch(recipe))
 
 
-def choose_layers(run: Run, base: DenseBase, probes: list[LanguageProbe] | None) -> list[int]:
-    """Return the layers that become mixtures; writes layers.csv where there is a probe."""
-    choice = run.recipe.layers
+@dataclass(frozen=True)
+class _Steps:
+    """The steps of one repeat, each a list of micro-batches (B, T), read from the stream whenever they are needed."""
 
-    def work() -> Mapping[str, Any]:
-        if probes is None:
-            run.path("layers.csv").unlink(missing_ok=True)
-            return {"layers": choice.given or list(range(base.num_layers()))}
-        ffn = mean_norms({p.tag: p.ffn_norms for p in probes})
-        attention = mean_norms({p.tag: p.attention_norms for p in probes})
-        layers = _chosen(choice, ffn)
-        if choice.epsilon is not None and (warning := noise_warning(ffn)):
-            say(f"layers: {warning}")
-        table = io.StringIO()
-        rows = csv.writer(table, lineterminator="\n")
-        rows.writerow(["layer", "ffn_norm", "attention_norm", "normalised", "chosen"])
-        for layer, values in enumerate(zip(ffn, attention, normalised(ffn), strict=True)):
-            rows.writerow([layer, *(f"{value:.6g}" for value in values), int(layer in layers)])
-        write_text(run.path("layers.csv"), table.getvalue())
-        return {"layers": layers}
+    corpus: Packed
+    order_SB: NDArray[np.int64]
+    block_size: int
+    num_micro_batches: int
 
-    outputs, after = (["layers.csv"], ["probe"]) if probes is not None else ([], ["base"])
-    result = run.stage("layers", choice.model_dump(), outputs, work, after=after)
-    return [int(layer) for layer in result["layers"]]
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        for step in self.order_SB:
+            ids_BT = torch.stack([torch.from_numpy(self.corpus.block(int(i), self.block_size)) for i in step])
+            yield list(ids_BT.chunk(self.num_micro_batches))
 
 
-def _chosen(choice: Layers, norms: list[float]) -> list[int]:
-    if choice.epsilon is not None:
-        return choose_by_epsilon(norms, epsilon=choice.epsilon)
-    if choice.top is not None:
-        if choice.top > len(norms):
-            raise InputError(f"layers.top = {choice.top} is more than the base's {len(norms)} layers")
-        return choose_top(norms, num_layers=choice.top)
-    if choice.given is not None:
-        if max(choice.given) >= len(norms):
-            raise InputError(f"layers.given names layer {max(choice.given)}; the base has layers 0 to {len(norms) - 1}")
-        return sorted(choice.given)
-    return list(range(len(norms)))
+def steps_of(recipe: Recipe, corpus: Packed, tag: str) -> list[_Steps]:
+    """Return the steps of every repeat of one language: no block twice before every block was used once."""
+    settings, block_size, batch = recipe.probe, recipe.train.block_size, _batch(recipe)
+    # equal micro-batches, so that the mean of their losses is the step's
+    num_micro_batches = next(n for n in range(-(-batch // _micro_batch(recipe)), batch + 1) if batch % n == 0)
+    count = settings.repeats * settings.steps * batch
+    order = block_sequence(corpus.num_blocks(block_size), count, seed=recipe.seed, tag=f"probe/{tag}")
+    return [
+        _Steps(corpus, order_SB, block_size, num_micro_batches)
+        for order_SB in order.reshape(settings.repeats, settings.steps, batch)
+    ]
