@@ -1,12 +1,15 @@
-"""docs/results.md, generated from the committed JSON under benchmarks/results, so that no number is typed by hand.
+"""The tables of the documentation, generated from the committed JSON under benchmarks/results: no number is typed by hand.
 
-python benchmarks/tables.py writes docs/results.md and the table in README.md; a test compares them with the JSON.
+python benchmarks/tables.py writes docs/results.md and the tables in README.md and docs/grouping.md; a test compares them
+with the JSON.
 """
 
 import json
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import grouping_tables
 
 RESULTS = Path(__file__).parent / "results"
 ROUTINGS = ("group", "prefix", "top_k")
@@ -113,3 +116,5 @@ if __name__ == "__main__":
     root = RESULTS.parents[1]
     (root / "docs/results.md").write_text(results())
     (root / "README.md").write_text(readme((root / "README.md").read_text()))
+    grouping = root / "docs/grouping.md"
+    grouping.write_text(grouping_tables.page(grouping.read_text()))
