@@ -80,6 +80,7 @@ def test_groups_as_json(path: Path) -> None:
     said = json.loads(grouped(path, count=3, as_json=True))
     assert said["groups"] == [["de", "nl"], ["ka"], ["ru", "uk"]]
     assert said["sizes"] == [2, 1, 2]
+    assert said["source"] == "given"
     assert (said["objective"], said["method"], said["proven"]) == ("mean", "exact", True)
     assert (said["mean"], said["min"], said["value"]) == (0.625, 0.5, 0.625)
     assert said["bound"] == pytest.approx(0.625)
@@ -188,6 +189,12 @@ def test_noise_is_said_in_both_forms(tmp_path: Path) -> None:
     )
     assert layered(path, epsilon=0.6).splitlines()[-1] == f"warning: {warning}"
     assert json.loads(layered(path, epsilon=0.6, as_json=True))["warnings"] == [warning]
+
+
+def test_a_picture_of_the_layers_is_written(tmp_path: Path) -> None:
+    path = norms_file(tmp_path / "norms.json", [0.5, 0.875, 1.0])
+    layers_file(path, {"top": 1}, cost=None, svg=tmp_path / "out/l.svg", as_json=False)
+    assert "FFN, chosen" in (tmp_path / "out/l.svg").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ def group_file(
         raise InputError("--groups is missing: give the number of groups, for example --groups 6, or --groups auto")
     if wishes.get("weights") == "bytes":
         raise InputError("--weights bytes: a CSV knows no corpora; give a JSON file {language: number}")
-    settings = _settings(wishes)
+    settings = _settings({**wishes, "source": "given", "similarity": str(path)})
     similarity = read_similarity(path)
     if show_front:
         return _front(similarity, settings, seed=seed, as_json=as_json)
@@ -121,7 +122,7 @@ def _front(similarity: Similarity, settings: Groups, *, seed: int, as_json: bool
 
 
 def _draw(path: Path, similarity: Similarity, grouping: Grouping) -> None:
-    from sprachbund.report.pictures import write_similarity_svg
+    from sprachbund.report import write_similarity_svg
 
     write_similarity_svg(path, similarity, grouping)
 
@@ -146,6 +147,8 @@ def layers_file(path: Path, wish: Mapping[str, Any], *, cost: int | None, svg: P
         layers = choose_top(norms_L, num_layers=value)
     else:
         layers = choose_by_budget(norms_L, budget=value, cost_L=[cost or 0] * len(norms_L))
+    if svg is not None:
+        _draw_layers(svg, norms_L, layers)
     said = []
     if rule == "epsilon":
         said = [w for w in (noise_warning(norms_L), outlier_warning(norms_L, epsilon=value)) if w]
@@ -160,6 +163,15 @@ def layers_file(path: Path, wish: Mapping[str, Any], *, cost: int | None, svg: P
         "warnings": said,
     }
     return json.dumps(content, ensure_ascii=False)
+
+
+def _draw_layers(path: Path, norms_L: list[float], layers: list[int]) -> None:
+    from sprachbund.report import Layer, write_layers_svg
+
+    scaled_L = normalised(norms_L)
+    write_layers_svg(
+        path, [Layer(i, norm, math.nan, scaled_L[i], chosen=i in layers) for i, norm in enumerate(norms_L)]
+    )
 
 
 def layers_run(run: Run, plan: LayerPlan, *, svg: Path | None, as_json: bool) -> str:
