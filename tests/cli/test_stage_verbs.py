@@ -10,9 +10,9 @@ from command_line import CommandLine
 SIMILARITY = "language,de,nl,ru,uk\nde,1,.5,.1,0\nnl,.5,1,.1,0\nru,.1,.1,1,.75\nuk,0,0,.75,1\n"
 GROUPS = """\
 group  size    mean     min  languages
-    0     2  0.7500  0.7500  ru uk
-    1     2  0.5000  0.5000  de nl
-  all     4  0.6250  0.5000  (greedy-exhaustive)
+    0     2  0.5000  0.5000  de nl
+    1     2  0.7500  0.7500  ru uk
+  all     4  0.6250  0.5000  (mean, exact, no pair below 0.3500, proven optimal)
 """
 NORMS = {"a": {"delta_norm_ffn": [0.5, 0.875, 1.0]}}
 LAYERS = """\
@@ -35,7 +35,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 def test_groups_of_a_bare_file(tmp_path: Path, cli: CommandLine) -> None:
     path = tmp_path / "s.csv"
     path.write_text(SIMILARITY)
-    said = cli("group", path, "--groups", 2)
+    said = cli("group", path, "--groups", 2, "--resamples", 0)
     assert (said.status, said.out, said.err) == (0, GROUPS, "")
     found = json.loads(cli("group", path, "--groups", 2, "--method", "greedy-seeded", "--json").out)
     assert (found["groups"], found["method"]) == ([["ru", "uk"], ["de", "nl"]], "greedy-seeded")
@@ -45,9 +45,9 @@ def test_groups_of_a_bare_file(tmp_path: Path, cli: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "--groups is missing: give the number of groups, for example --groups 6"),
+        ((), "--groups is missing: give the number of groups, for example --groups 6, or --groups auto"),
         (("--groups", 5), "5 groups"),
-        (("--groups", 0), "0 groups"),
+        (("--groups", 0), "--groups: found 0; give a whole number from 2, or auto"),
         (("--groups", 2, "--method", "best"), "'best'"),
     ],
 )
@@ -83,7 +83,7 @@ def test_layers_of_a_bare_file(tmp_path: Path, cli: CommandLine) -> None:
     assert (said.status, said.out, said.err) == (0, LAYERS, "")
     assert json.loads(cli("layers", path, "--epsilon", 0.6, "--json").out)["layers"] == [1, 2]
     assert cli("layers", path).err == (
-        "sprachbund: --epsilon is missing: give a threshold between 0 and 1, for example --epsilon 0.6\n"
+        "sprachbund: --epsilon is missing: give a threshold between 0 and 1, for example --epsilon 0.6; or --top\n"
     )
     assert cli("layers", path, "--epsilon", 2).status == 2
 
