@@ -76,6 +76,8 @@ def test_rounding_between_the_halves_is_averaged(tmp_path: Path) -> None:
         ("language,a,b\na,1,high\nb,0,1\n", "line 2: found 'high' for 'a' and 'b'"),
         ("language,a,b\na,1,\nb,0,1\n", "line 2: found '' for 'a' and 'b'"),
         ("language,a,b\na,1,0.5\nb,0.4,1\n", "line 3: 'b' and 'a' have 0.4 here but 0.5 in line 2"),
+        ("language,a,b,c\na,1,0.5,0.5\nb,0.5,1,0.5\nc,0.5,0.5,1\n", "lines 2 to 4: every two languages have the sim"),
+        ("language,a,b,c\na,0,0,0\nb,0,0,0\nc,0,0,0\n", "lines 2 to 4: every two languages have the similarity 0,"),
         ('language,a,b\na,"' + "1" * 200_000 + '",0\nb,0,1\n', "line 2: not valid CSV"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The best grouping into pairs, or pairs and single languages, of up to 128 languages: a perfect matching.
+"""The best grouping into pairs, or pairs and single languages, of up to 200 languages: a perfect matching.
 
 A language that stays alone is matched with one of as many dummies as groups of one are needed (Edmonds 1965; the
 algorithm is networkx's). Weights of edges are whole numbers, with which that algorithm is exact.
@@ -12,7 +12,7 @@ import numpy as np
 
 from sprachbund.grouping.problem import Labels, Problem
 
-MOST_LANGUAGES = 128
+MOST_LANGUAGES = 200
 
 # Similarities become whole numbers of this many bits, as good as the floats they are.
 BITS = 60

@@ -68,7 +68,9 @@ class Search:
         rng = np.random.default_rng((self.seed, 1))
         moves = round(self.moves * share)
         found = self._evolve(goal, self._starts(goal, rng), moves=moves, rng=rng)[0]
-        best = min(found, key=lambda one: one.standing)
+        # What is known counts even where the moves ended before its turn came.
+        known = [Found(labels_P, goal.judge(labels_P), 0) for labels_P in self.known]
+        best = min([*found, *known], key=lambda one: one.standing)
         return self._keep(best.labels_P) if best.feasible else None
 
     def best_worst(self, *, ceiling: float) -> Labels | None:

@@ -48,7 +48,8 @@ def read_similarity(path: Path | str) -> Similarity:
 
     Raises:
         InputError: with the file and line, for anything but a square, finite, symmetric matrix over at least two
-            different languages with equal labels on rows and columns.
+            different languages with equal labels on rows and columns; or where three or more languages are all
+            equally alike, which leaves nothing to group by.
     """
     path = Path(path)
     rows = _read_rows(path)
@@ -65,6 +66,7 @@ def read_similarity(path: Path | str) -> Similarity:
         )
     values_LL = np.array([_numbers(cells, tags=tags, path=path, line=line) for line, cells in body], dtype=np.float64)
     _check_symmetry(values_LL, tags=tags, path=path, lines=[line for line, _ in body])
+    _check_constant(values_LL, path=path, lines=[line for line, _ in body])
     return Similarity(tags, (values_LL + values_LL.T) / 2)
 
 
@@ -146,4 +148,13 @@ def _check_symmetry(values_LL: Matrix, *, tags: tuple[str, ...], path: Path, lin
         raise InputError(
             f"{path}, line {lines[row]}: {tags[row]!r} and {tags[column]!r} have {values_LL[row, column]:g} here but "
             f"{values_LL[column, row]:g} in line {lines[column]}; the matrix must be symmetric, make the two equal."
+        )
+
+
+def _check_constant(values_LL: Matrix, *, path: Path, lines: list[int]) -> None:
+    between = values_LL[~np.eye(len(values_LL), dtype=bool)]
+    if len(values_LL) > 2 and (between == between[0]).all():
+        raise InputError(
+            f"{path}, lines {lines[0]} to {lines[-1]}: every two languages have the similarity {between[0]:g}, which "
+            "leaves nothing to group by; check how it was measured."
         )

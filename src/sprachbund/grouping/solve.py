@@ -1,6 +1,6 @@
 """Who shares an expert, solved: the best grouping for an objective, and how far from the best it can be at most.
 
-Up to 18 languages, or 128 where groups are pairs, the answer is proven optimal; above it is found by search and comes
+Up to 18 languages, or 200 where groups are pairs, the answer is proven optimal; above it is found by search and comes
 with a proven upper bound. See `engines.py` for what does the work.
 Shapes: L languages.
 """
