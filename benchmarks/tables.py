@@ -1,7 +1,7 @@
-"""The tables of the documentation, generated from the committed JSON under benchmarks/results: no number is typed by hand.
+"""The tables of the documentation, generated from the JSON under benchmarks/results: no number is typed by hand.
 
-python benchmarks/tables.py writes docs/results.md and the tables in README.md and docs/grouping.md; a test compares them
-with the JSON.
+python benchmarks/tables.py writes docs/results.md and the tables in README.md and docs/grouping.md; a test compares
+them with the JSON.
 """
 
 import json
