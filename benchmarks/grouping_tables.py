@@ -44,10 +44,8 @@ def probe() -> list[str]:
     rows = []
     for name, side in content["sides"].items():
         speed = content["times_faster_than"].get(name)
-        rows.append(
-            [name, number(side["seconds"], 1), f"{side['peak_memory_mb']:.0f}", f"{side['bytes_on_disk'] / 1e6:.2f}"]
-            + ["" if speed is None else f"{speed:.2f}x"]
-        )
+        cells = [number(side["seconds"], 1), f"{side['peak_memory_mb']:.0f}", number(side["bytes_on_disk"] / 1e6)]
+        rows.append([name, *cells, "" if speed is None else f"{speed:.2f}x"])
     alike = content["similarity"]
     return [
         *table(["", "seconds", "peak memory, MB", "disk, MB", "ours is faster"], rows),

@@ -92,7 +92,8 @@ def semidefinite_bound(relaxation: Relaxation, *, rounds: int, enough: float = -
             if smallest * scale <= enough and proven_bound(relaxation, best_PP * scale) <= enough:
                 break
         history.append(smallest)
-        if history[-1 - STALE_ROUNDS] - smallest < STALE * abs(smallest - enough / scale):
+        gap = smallest - enough / scale if np.isfinite(enough) else abs(smallest)
+        if history[-1 - STALE_ROUNDS] - smallest < STALE * gap:
             break
         relaxed_PP = RELAXATION * solution_PP + (1 - RELAXATION) * entries_PP
         entries_PP = np.clip(relaxed_PP - multipliers_PP / PENALTY, lower_PP, upper_PP)

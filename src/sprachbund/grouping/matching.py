@@ -70,13 +70,14 @@ def _graph(problem: Problem, *, weighted: bool) -> nx.Graph:
     num_alone = num_languages - 2 * problem.num_pairs
     graph = nx.Graph()
     graph.add_nodes_from(range(num_languages + num_alone))
-    partner = {a: b for pair in problem.together for a, b in (pair, pair[::-1])}
+    # A pair that must be together is allowed nobody else, so its languages only must not stay alone.
+    taken = {a for pair in problem.together for a in pair}
     mantissas, exponent = problem.values_LL / (np.abs(problem.values_LL).max() or 1.0), 2.0**BITS
     for a, b in combinations(range(num_languages), 2):
-        if problem.allowed_LL[a, b] and partner.get(a, b) == b and partner.get(b, a) == a and _light(problem, a, b):
+        if problem.allowed_LL[a, b] and _light(problem, a, b):
             graph.add_edge(a, b, weight=int(mantissas[a, b] * exponent) if weighted else 1)
     for a in range(num_languages):
-        if a not in partner and _light(problem, a):
+        if a not in taken and _light(problem, a):
             # All groupings have as many dummies, so their edges may weigh anything that is the same for all.
             graph.add_edges_from(((a, num_languages + k) for k in range(num_alone)), weight=0 if weighted else 1)
     return graph
