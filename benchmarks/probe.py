@@ -11,8 +11,8 @@ gradients are not clipped and nothing is padded, since ours are not, and it save
 
 As released each language is a process of its own; the bar for time is against that. The same in one process, which
 pays once for starting and importing, is measured too, and its ratio is printed and kept beside: there both sides do
-little else than fine-tune, with the same arithmetic, and ours is hardly faster. So it is at the paper's size, whose steps
-are two thousand times longer than these: what the probe saves there is memory and disk.
+little else than fine-tune, with the same arithmetic, and ours is a little faster. So it is at the paper's size, whose
+steps are two thousand times longer than these: what the probe saves there is memory and disk.
 """
 
 import json
@@ -255,8 +255,13 @@ def bars_of(found: dict[str, dict[str, float]], alike: dict[str, float]) -> list
         ("largest difference from theirs, exact", alike["largest_difference_exact"], MOST_DIFFERENCE, False),
     ]
     return [
-        {"bar": name, "value": value, "at_least" if low else "at_most": limit, "holds": (value >= limit) == low}
-        for name, value, limit, low in limits
+        {
+            "bar": name,
+            "value": value,
+            "at_least" if least else "at_most": limit,
+            "holds": value >= limit if least else value <= limit,
+        }
+        for name, value, limit, least in limits
     ]
 
 
@@ -265,6 +270,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(sys.argv[1] if len(sys.argv) > 1 else temporary)
         work.mkdir(parents=True, exist_ok=True)
+        if any(work.iterdir()):
+            raise SystemExit(f"{work} is not empty; what is there already would not be measured")
         os.environ["SPRACHBUND_CACHE"] = str(work / "cache")
         found = measure(work)
         alike = similarities(work)

@@ -21,9 +21,10 @@ from sprachbund.grouping.thresholds import ceiling, tightened
 LITTLE_EFFORT = 0.5
 MOST_LANGUAGES_LITTLE_EFFORT = 12
 
-# Eigenvalue computations for a bound of the mean, and for each threshold; fewer thresholds where each takes seconds.
-ROUNDS, ROUNDS_OF_THRESHOLD = 200, 40
-THRESHOLDS, LARGE, THRESHOLDS_LARGE = 9, 256, 3
+# Eigenvalue computations for a bound of the mean and for each threshold, and the number of thresholds; less of both
+# above so many languages, where each takes long.
+ROUNDS, THRESHOLDS, ROUNDS_OF_THRESHOLD = 200, 9, 40
+LARGE, ROUNDS_LARGE, THRESHOLDS_LARGE = 256, 100, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +105,8 @@ class Searched:
     def __init__(self, problem: Problem, *, seed: int, effort: float) -> None:
         """Take the problem, the seed of the search and its effort."""
         self.problem, self.little = problem, effort < LITTLE_EFFORT
+        large = problem.num_languages > LARGE
+        self.rounds, self.thresholds = (ROUNDS_LARGE, THRESHOLDS_LARGE) if large else (ROUNDS, THRESHOLDS)
         self.search = Search(problem, seed=seed, effort=effort)
 
     @cached_property
@@ -117,7 +120,7 @@ class Searched:
         labels_L = self.search.best_mean(least=least, share=share) if len(problem.levels) else None
         if labels_L is None:
             return None
-        rounds = 0 if self.little else ROUNDS
+        rounds = 0 if self.little else self.rounds
         bound = bound_total(problem, labels_L, rounds=rounds) if bounded else np.inf
         return Answer(labels_L, problem.total(labels_L), bound)
 
@@ -130,8 +133,9 @@ class Searched:
         worst = problem.worst(labels_L)
         if not bounded or self.little:
             return Answer(labels_L, worst, self.ceiling)
-        tests = THRESHOLDS if problem.num_languages <= LARGE else THRESHOLDS_LARGE
-        bound = tightened(problem, reached=worst, ceiling=self.ceiling, tests=tests, rounds=ROUNDS_OF_THRESHOLD)
+        bound = tightened(
+            problem, reached=worst, ceiling=self.ceiling, tests=self.thresholds, rounds=ROUNDS_OF_THRESHOLD
+        )
         return Answer(labels_L, worst, bound)
 
 

@@ -18,7 +18,7 @@ from sprachbund.grouping.swaps import Found, Goal, make_goal, tabu
 
 # Moves at effort 1: a constant and a share for each language; fewer where groups are large and each move is slow.
 # Below effort 1 the constant, there to make sure, shrinks twice.
-MOVES, MOVES_PER_LANGUAGE, QUICK_GROUP = 14_000, 120, 32
+MOVES, MOVES_PER_LANGUAGE, QUICK_GROUP = 25_000, 120, 32
 POPULATION = 12
 
 # Moves without success after which a tabu search ends: a constant and a share for each language.

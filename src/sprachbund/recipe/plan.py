@@ -45,8 +45,8 @@ class Probe(Part):
     )
     center: bool | list[ProbeSource] = Field(
         True,
-        description="remove the mean over languages before comparing; true: of deviation and representation, the two "
-        "where it helped; or name the sources [ours]",
+        description="remove the mean over languages before comparing; true: of every source but gradient, which it did "
+        "not help; or name the sources [ours]",
     )
     hidden_layer: Annotated[int, Field(ge=0)] | None = Field(
         None, description="representation: after this many layers (0: the embeddings); null: half of them"
@@ -85,7 +85,7 @@ class Probe(Part):
     def centers(self, source: str) -> bool:
         """Is the mean over languages removed from this source's vectors?"""
         if isinstance(self.center, bool):
-            return self.center and source in ("deviation", "representation")
+            return self.center and source != "gradient"
         return source in self.center
 
 
