@@ -1,11 +1,12 @@
 import sys
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 from partitions import from_rows, respects
 
 from sprachbund.errors import InputError
-from sprachbund.grouping.problem import Constraints
+from sprachbund.grouping.problem import Constraints, build_problem
 from sprachbund.grouping.solve import solve
 
 needs_ortools = pytest.mark.skipif(find_spec("ortools") is None, reason="OR-Tools, the extra `exact`, is not installed")
@@ -54,3 +55,17 @@ def test_constraints_hold_and_impossible_ones_are_known_to_be() -> None:
     heavy = Constraints(weights={tag: 1.0 + 9.0 * (index < 3) for index, tag in enumerate(tags)}, window=0.1)
     with pytest.raises(InputError, match="No 4 groups of 20 languages"):
         solve(similarity, num_groups=4, constraints=heavy, effort=0.1, exact=True)
+
+
+@needs_ortools
+def test_a_language_without_partners_is_no_grouping_and_no_crash() -> None:
+    from sprachbund.grouping import cpsat
+
+    similarity = from_rows(20, seed=1)
+    weighed = Constraints(weights=dict.fromkeys(similarity.tags, 1.0))
+    for constraints in (Constraints(), weighed):
+        problem = build_problem(similarity, num_groups=6, constraints=constraints)
+        above = problem.with_least(float(similarity.values_LL[~np.eye(20, dtype=bool)].max()))
+        closed = cpsat.find(above, effort=0.1, seed=0)
+        assert (closed.labels_L, closed.bound) == (None, -np.inf)
+        assert cpsat.close_total(above, known_L=None, bound=np.inf, effort=0.1, seed=0).bound == -np.inf

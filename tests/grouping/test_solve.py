@@ -179,7 +179,10 @@ def test_greedy_is_the_paper_s_algorithms_in_the_order_of_the_input() -> None:
         ({"num_groups": 1}, "1 group asked for 10 languages; ask for 2 to 10"),
         ({"num_groups": 11}, "11 groups asked for 10 languages; ask for 2 to 10"),
         ({"num_groups": 1, "objective": "greedy"}, "1 group asked for 10 languages; ask for 2 to 10"),
-        ({"constraints": Constraints(strict=True)}, "3 groups do not divide 10 languages, which strict .* 2 or 5 or 10"),
+        (
+            {"constraints": Constraints(strict=True)},
+            "3 groups do not divide 10 languages, which strict .* 2 or 5 or 10",
+        ),
         ({"objective": "median"}, "Unknown objective: 'median'. Available: mean, bottleneck, lexicographic, greedy"),
         ({"floor": 1.5}, "The floor is 1.5; .* a number in 0..1"),
         ({"floor": float("nan")}, "The floor is nan"),
@@ -213,7 +216,8 @@ WEIGHTS = dict.fromkeys(TEN.tags, 1.0)
         ),
         (
             {"must_link": (("l00", "l01"), ("l01", "l02")), "cannot_link": (("l02", "l05", "l00"),)},
-            "'l00' and 'l02' must share a group by the must-links and must not by the cannot-link ('l00', 'l02', 'l05')",
+            "'l00' and 'l02' must share a group by the must-links and must not by the cannot-link "
+            "('l00', 'l02', 'l05')",
         ),
         (
             {"cannot_link": (("l00", "l01", "l02", "l03"),)},
@@ -221,7 +225,10 @@ WEIGHTS = dict.fromkeys(TEN.tags, 1.0)
         ),
         (
             # l00 and l04 count as one: each of the four is kept apart from the others by two links together.
-            {"must_link": (("l00", "l04"),), "cannot_link": (("l00", "l01", "l02"), ("l04", "l03"), ("l03", "l01", "l02"))},
+            {
+                "must_link": (("l00", "l04"),),
+                "cannot_link": (("l00", "l01", "l02"), ("l04", "l03"), ("l03", "l01", "l02")),
+            },
             "The cannot-links keep 4 languages apart from each other",
         ),
         ({"weights": {**WEIGHTS, "l0x": 1.0}}, "The weights name the unknown language 'l0x', did you mean"),
@@ -260,13 +267,13 @@ def test_impossible_constraints_are_named(constraints: dict[str, Any], message: 
 
 def test_a_search_without_result_does_not_claim_a_proof() -> None:
     weights = {tag: 1.0 + 9.0 * (index < 3) for index, tag in enumerate(TWENTY.tags)}
-    with pytest.raises(InputError, match="were found that respect the window of 0.1 .* no proof that there are none"):
+    with pytest.raises(InputError, match=r"were found that respect the window of 0\.1 .* no proof that there are none"):
         solve(TWENTY, num_groups=4, constraints=Constraints(weights=weights, window=0.1), effort=0.1)
 
 
 def test_weights_that_no_single_language_can_meet() -> None:
     constraints = Constraints(weights={**WEIGHTS, "l03": 0.1}, window=0.5)
-    with pytest.raises(InputError, match="No 10 groups of 10 languages respect the window of 0.5"):
+    with pytest.raises(InputError, match=r"No 10 groups of 10 languages respect the window of 0\.5"):
         solve(TEN, num_groups=10, constraints=constraints)
 
 

@@ -48,7 +48,9 @@ def constrained(draw: st.DrawFn, tags: tuple[str, ...]) -> Constraints:
     )
 
 
-def scored(similarity: Similarity, num_groups: int, constraints: Constraints = UNCONSTRAINED) -> list[tuple[float, float]]:
+def scored(
+    similarity: Similarity, num_groups: int, constraints: Constraints = UNCONSTRAINED
+) -> list[tuple[float, float]]:
     """(minimum, mean) of every grouping that respects the constraints."""
     found = [one for one in all_groupings(similarity.tags, num_groups) if respects(one, constraints)]
     return [(one.min_similarity(similarity) or 0.0, one.mean_similarity(similarity) or 0.0) for one in found]

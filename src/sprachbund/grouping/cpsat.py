@@ -24,7 +24,7 @@ MOST_LANGUAGES = 80
 STEPS = 2**40
 WEIGHT_STEPS = 2**30
 
-# In CP-SAT's deterministic time, of which a unit is about a second.
+# In CP-SAT's deterministic time, of which a unit is one or two seconds of one core.
 TIME = 60.0
 
 
@@ -86,9 +86,7 @@ def close_total(problem: Problem, *, known_L: Labels | None, bound: float, effor
         return Closed(None, -np.inf)
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return Closed(known_L, bound)
-    labels_L = _labels(solver, shares, problem)
-    proven = float("inf") if solver.best_objective_bound is None else (solver.best_objective_bound + slack) / scale
-    return Closed(labels_L, min(bound, proven))
+    return Closed(_labels(solver, shares, problem), min(bound, (solver.best_objective_bound + slack) / scale))
 
 
 def find(problem: Problem, *, effort: float, seed: int) -> Closed:

@@ -8,6 +8,7 @@ Shapes: L languages, P places.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -104,7 +105,7 @@ class Search:
                 starts,
                 moves=min(moves, max(self.patience, round(SHARE * self.moves))),
                 rng=rng,
-                done=lambda one, threshold=threshold: one.feasible and self._worst(one.labels_P) >= threshold,  # type: ignore[misc]
+                done=partial(self._reaches, threshold),
             )
             moves -= spent
             starts[: len(found)] = [one.labels_P for one in found]
@@ -112,6 +113,9 @@ class Search:
             if self._worst(best) < threshold:
                 missed = int(np.searchsorted(levels, threshold)) - 1
         return self._keep(best)
+
+    def _reaches(self, threshold: float, found: Found) -> bool:
+        return found.feasible and self._worst(found.labels_P) >= threshold
 
     def _threshold_goal(self, threshold: float) -> Goal:
         problem = self.problem
