@@ -122,6 +122,17 @@ def timed(one: Similarity, num_groups: int, **wishes: Any) -> tuple[Solution, fl
     return solve(one, num_groups=num_groups, **wishes), time.monotonic() - begun
 
 
+def answer(found: Solution, seconds: float) -> dict[str, Any]:
+    assert found.value is not None
+    assert found.bound is not None
+    return {
+        "value": float(found.value),
+        "bound": float(found.bound),
+        "proven": bool(found.proven),
+        "seconds": round(seconds, 2),
+    }
+
+
 def judge(name: str, one: Similarity, num_groups: int, seed: int) -> dict[str, Any]:
     """Return all values of one matrix."""
     mean, mean_seconds = timed(one, num_groups, floor=0.0, seed=seed)
@@ -140,8 +151,8 @@ def judge(name: str, one: Similarity, num_groups: int, seed: int) -> dict[str, A
         "groups": num_groups,
         "seed": seed,
         "method": mean.method,
-        "mean": {"value": mean.value, "bound": mean.bound, "proven": mean.proven, "seconds": round(mean_seconds, 2)},
-        "min": {"value": least.value, "bound": least.bound, "proven": least.proven, "seconds": round(least_seconds, 2)},
+        "mean": answer(mean, mean_seconds),
+        "min": answer(least, least_seconds),
         "rivals": theirs,
     }
     line = f"{name:12}{len(one.tags):5}{num_groups:4}{seed:3}"
@@ -169,7 +180,7 @@ def bars_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def at_most(name: str, value: float, limit: float) -> dict[str, Any]:
-    return {"bar": name, "value": round(value, 6), "at_most": limit, "holds": value <= limit}
+    return {"bar": name, "value": round(float(value), 6), "at_most": limit, "holds": bool(value <= limit)}
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ MOST_LANGUAGES_LITTLE_EFFORT = 12
 
 # Eigenvalue computations for a bound of the mean and for each threshold, and the number of thresholds; less of both
 # above so many languages, where each takes long.
-ROUNDS, THRESHOLDS, ROUNDS_OF_THRESHOLD = 200, 9, 40
+ROUNDS, THRESHOLDS, ROUNDS_OF_THRESHOLD = 200, 6, 40
 LARGE, ROUNDS_LARGE, THRESHOLDS_LARGE = 256, 100, 3
 
 
