@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sprachbund.modeling import count_log_prob
+from sprachbund.modeling.cache import scores_so_far
 from sprachbund.modeling.gate import LanguageGate
 
 
@@ -186,12 +187,22 @@ def test_the_cache_takes_scores_back_with_its_tokens(
 ) -> None:
     model, input_ids = make_moe(), tokens(2, 8)
     cache = model(input_ids[:, :6], use_cache=True).past_key_values
-    kept = cache.language_scores[:, 4].clone()
+    kept = cache.language_scores[0][:, 3].clone()
     cache.crop(-2)
     assert cache.get_seq_length() == 4
-    assert torch.equal(cache.language_scores[:, -1], kept)
+    assert torch.equal(scores_so_far(cache), kept)
     whole = model(input_ids[:, [0, 1, 2, 3, 6, 7]])
     again = model(input_ids[:, 6:], past_key_values=cache, use_cache=True)
     torch.testing.assert_close(again.logits, whole.logits[:, 4:], rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="3 tokens cannot be taken back; the last call read 2"):
-        again.past_key_values.crop(-3)
+    again.past_key_values.crop(-3)  # more than the last call read
+    assert scores_so_far(again.past_key_values).equal(model.model.language_gate(input_ids[:, :3])[1][:, -1])
+    again.past_key_values.reset()
+    assert scores_so_far(again.past_key_values) is None
+
+
+@torch.no_grad()
+def test_a_cache_of_another_routing_is_refused(make_moe: Callable[..., Any], tokens: Callable[..., Tensor]) -> None:
+    model, input_ids = make_moe(), tokens(2, 8)
+    cache = model(input_ids[:, :6], use_cache=True, routing="top_k").past_key_values
+    with pytest.raises(ValueError, match="a cache whose tokens it has not read; use one routing for a whole text"):
+        model(input_ids[:, 6:], past_key_values=cache)

@@ -1,6 +1,7 @@
 """At step 0 the mixture computes what the dense model did."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 from sprachbund.errors import InputError
 from sprachbund.modeling import count_log_prob, expand
 from sprachbund.modeling.experts import GroupExperts, GroupMoe
+from sprachbund.modeling.ffn import family_of
+from sprachbund.modeling.ffn_weights import FfnShape
 from sprachbund.modeling.model import mixture_layers
 from sprachbund.modeling.router import GroupRouter
-from sprachbund.modeling.routing import RoutingContext
+from sprachbund.modeling.routing import RoutingContext, routed
 
 GROUPS = {"zul_Latn": 2, "deu_Latn": 0, "quc_Latn": 1, "cak_Latn": 1, "acu_Latn": 3}
 
@@ -59,12 +62,12 @@ def test_copies_under_top_k_with_a_zero_router_are_bit_identical_to_one_ffn() ->
         return torch.randint(-3, 4, shape, generator=generator).float()
 
     gate_FD, up_FD, down_DF, hidden_BTD = whole(10, 6), whole(10, 6), whole(6, 10), whole(2, 5, 6)
-    for top_k in (1, 2, 4):
-        experts = GroupExperts(4, 6, 10, "relu")
+    for top_k in (1, 2, 3, 4):
+        experts = GroupExperts(None, 4, FfnShape(6, 10, gated=True, bias=False), torch.relu)
         experts.gate_up_proj.copy_(torch.cat([gate_FD, up_FD]).expand(4, 20, 6))
         experts.down_proj.copy_(down_DF.expand(4, 6, 10))
         moe = GroupMoe(GroupRouter(6, 4, top_k, detach=True), experts, None)
-        with moe.using(RoutingContext()):
+        with routed(RoutingContext()):
             output = moe(hidden_BTD)
         assert torch.equal(output, ((hidden_BTD @ gate_FD.T).relu() * (hidden_BTD @ up_FD.T)) @ down_DF.T)
 
@@ -96,7 +99,9 @@ def test_shared_experts_start_fresh_at_the_scale_of_the_ffn(width: int, make_den
 
 def test_expand_is_decided_by_its_seed(make_dense: Callable[..., Any]) -> None:
     def weights(seed: int) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = expand(make_dense(), moe_layers=[0], groups=GROUPS, width=8, seed=seed).state_dict()
+        state: dict[str, Tensor] = expand(
+            make_dense(), moe_layers=[0], groups=GROUPS, width=8, seed=seed, router_init="normal"
+        ).state_dict()
         return state
 
     first, again, other = weights(1), weights(1), weights(2)
@@ -106,14 +111,14 @@ def test_expand_is_decided_by_its_seed(make_dense: Callable[..., Any]) -> None:
 
 def test_router_initialisation_and_dtype(make_dense: Callable[..., Any]) -> None:
     dense = make_dense(hidden_size=64).to(torch.bfloat16)
-    mixture = expand(dense, moe_layers=[0], groups=GROUPS, log_prob=torch.full((300, 5), -5.7032))
+    mixture = expand(dense, moe_layers=[0], groups=GROUPS, log_prob=torch.full((300, 5), -5.7032), router_init="normal")
     (moe,) = mixture_layers(mixture)
     assert moe.gate.weight.std().item() == pytest.approx(0.02, rel=0.2)
     assert {parameter.dtype for parameter in mixture.parameters()} == {torch.bfloat16}
     table = mixture.to(torch.bfloat16).model.language_gate.log_prob
     assert table.dtype == torch.float32
     assert table[0, 0].item() == pytest.approx(-5.7032)
-    (zero,) = mixture_layers(expand(dense, moe_layers=[0], groups=GROUPS, router_init="zero"))
+    (zero,) = mixture_layers(expand(dense, moe_layers=[0], groups=GROUPS))
     assert not zero.gate.weight.any()
 
 
@@ -129,7 +134,7 @@ def test_router_initialisation_and_dtype(make_dense: Callable[..., Any]) -> None
             {"groups": {"deu_Latn": 0, "zul_Latn": 2}},
             "groups must be numbered 0, 1, ... without gaps; found [0, 2]",
         ),
-        ({"num_experts_per_tok": 5}, "num_experts_per_tok = 5 is more than the 4 groups"),
+        ({"num_experts_per_tok": 5}, "num_experts_per_tok = 5 must lie in 1..4, the groups' number"),
         (
             {"log_prob": torch.zeros(300, 1)},
             "log_prob has shape (300, 1); it needs (300, 5): a row for each token of the vocabulary, a column for each "
@@ -145,13 +150,35 @@ def test_what_cannot_be_expanded_is_refused(
     assert str(error.value) == message
 
 
-def test_families_and_biases_that_are_not_supported_are_named(make_dense: Callable[..., Any]) -> None:
-    gpt2 = make_dense("gpt2", n_embd=16, n_layer=1, n_head=2)
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"model_type": "opt"},
+            "the base is a 'opt' model, which cannot be expanded: its decoder layer computes the FFN itself, without a "
+            "module that could be replaced; give a dense decoder of one of arcee, bloom, ",
+        ),
+        ({"model_type": "mixtral", "num_local_experts": 8}, "the base is a 'mixtral' model, a mixture of experts"),
+        ({"model_type": "dmoe_llama"}, "the base is a 'dmoe_llama' model: it has been expanded already; give"),
+        ({"model_type": "lama"}, "the base is a 'lama' model, a family that is not supported, did you mean 'llama'"),
+        ({"model_type": "t5"}, "the base is a 't5' model, a family that is not supported; give a dense decoder of one"),
+    ],
+)
+def test_families_that_are_not_supported_are_refused_with_the_reason(config: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as error:
-        expand(gpt2, moe_layers=[0], groups=GROUPS)
-    assert str(error.value) == ("the base is a 'gpt2' model, a family that is not supported (supported: llama, qwen3)")
-    with pytest.raises(InputError, match=r"^the base has biases in its FFN \(mlp_bias = true\), which"):
-        expand(make_dense(mlp_bias=True), moe_layers=[0], groups=GROUPS)
+        family_of(config["model_type"], SimpleNamespace(**config))
+    assert str(error.value).startswith(message)
+
+
+def test_biases_become_the_experts_own(make_dense: Callable[..., Any]) -> None:
+    dense = make_dense(mlp_bias=True)
+    ffn = dense.model.layers[0].mlp
+    with torch.no_grad():
+        ffn.up_proj.bias.fill_(0.5)
+        ffn.down_proj.bias.fill_(-0.25)
+    (moe,) = mixture_layers(expand(dense, moe_layers=[0], groups=GROUPS, kind="copy"))
+    assert torch.equal(moe.experts.gate_up_proj_bias[2], torch.cat([torch.zeros(24), torch.full((24,), 0.5)]))
+    assert torch.equal(moe.experts.down_proj_bias, torch.full((4, 16), -0.25))
 
 
 def test_a_base_with_tensors_that_its_family_does_not_have_is_refused(make_dense: Callable[..., Any]) -> None:

@@ -106,7 +106,7 @@ def fresh_config(**fields: Any) -> Any:
 @pytest.mark.parametrize("kind", ["shared", "copy"])
 def test_a_freshly_constructed_model_is_initialised(kind: str) -> None:
     config = fresh_config(expert_kind=kind)
-    assert config.expert_width == 48
+    assert config.expert_width is None
     assert config.languages == ["zul_Latn", "deu_Latn"]
     model = causal_lm_class("llama")(config)
     for moe in mixture_layers(model):

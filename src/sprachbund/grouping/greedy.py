@@ -179,8 +179,8 @@ def write_groups(path: Path | str, grouping: Grouping) -> None:
 def read_groups(path: Path | str, *, tags: Sequence[str] | None = None) -> Grouping:
     """Read a grouping: {"tag": group}, where a group is a number or a name.
 
-    Groups are numbered 0..K-1 in the order in which they first appear, so that a hand-written file may use names or
-    leave gaps; a file of `write_groups` keeps its numbers.
+    Numbers 0..K-1 without a gap are kept: they number experts. Names, and numbers with gaps, become 0..K-1 in the order
+    in which they first appear.
 
     Args:
         path: the JSON file.
@@ -206,6 +206,9 @@ def read_groups(path: Path | str, *, tags: Sequence[str] | None = None) -> Group
         if known in assignment:
             raise InputError(f"{path}: {tag!r} is {known}, which is there already; name every language once.")
         assignment[known] = numbers.setdefault(value, len(numbers))
+    if set(numbers) == set(range(len(numbers))):
+        old = {new: value for value, new in numbers.items()}
+        assignment = {tag: int(old[group]) for tag, group in assignment.items()}
     if tags is not None:
         _check_tags(assignment, tags=tags, path=path)
     return Grouping.from_dict(assignment)

@@ -3,9 +3,10 @@
 Importing this package registers every `dmoe_<family>` with AutoConfig and AutoModelForCausalLM.
 """
 
-from sprachbund.modeling.expand import expand
+from sprachbund.modeling.config import config_class, dense_config
+from sprachbund.modeling.expand import expand, mixture_config
 from sprachbund.modeling.gate import count_log_prob
-from sprachbund.modeling.model import DmoeOutput, causal_lm_class, config_class, register
+from sprachbund.modeling.model import DmoeOutput, causal_lm_class, is_dmoe, register
 from sprachbund.modeling.parameters import ParameterCounts, count_parameters, layer_cost
 
 __all__ = [
@@ -15,8 +16,11 @@ __all__ = [
     "config_class",
     "count_log_prob",
     "count_parameters",
+    "dense_config",
     "expand",
+    "is_dmoe",
     "layer_cost",
+    "mixture_config",
 ]
 
 register()

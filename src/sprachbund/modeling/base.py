@@ -122,18 +122,16 @@ def read_config(base: Base) -> Any:
 def check_base(recipe: Recipe) -> None:
     """Check that a recipe's base can be used, by its configuration alone, before anything is read or trained.
 
-    Raises InputError for a base that is not there, of an unsupported family, quantised, with biases in its FFNs, or
+    Raises InputError for a base that is not there, of an unsupported family, quantised, or
     without layers that the recipe names.
     """
     base = recipe.base
     if base.path is None:
         return
     config = read_config(base)
-    family_of(config.model_type)
+    family_of(config.model_type, config)
     if getattr(config, "quantization_config", None):
         raise InputError(f"the base {base.path} is quantised, which cannot be trained; give the unquantised checkpoint")
-    if getattr(config, "mlp_bias", False):
-        raise InputError(f"the base {base.path} has biases in its FFNs (mlp_bias), which experts do not support yet")
     try:
         recipe.check_layers(config.num_hidden_layers)
     except ValueError as error:

@@ -3,7 +3,7 @@
 Whatever generation does to the cached tokens must happen to their scores: beams are reordered, candidate tokens of
 assisted decoding are taken back. So the cache becomes a subclass of its own class, which does both.
 
-Shapes: B sequences, T tokens of the last call, L languages.
+Shapes: B sequences, T tokens of one call, L languages.
 """
 
 from functools import lru_cache
@@ -14,16 +14,13 @@ from torch import Tensor
 
 
 class _Scored:
-    """A key-value cache with language scores, (B, 1 + T, L): before the last call, and after each of its tokens.
+    """A key-value cache with the running language scores of all its tokens: one (B, T, L) for each call."""
 
-    Earlier ones are not kept: nothing takes back more than the tokens of one call.
-    """
-
-    language_scores: Tensor | None = None
+    language_scores: list[Tensor]
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
-        self.language_scores = None
+        self.language_scores = []
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
@@ -35,26 +32,23 @@ class _Scored:
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        if self.language_scores is not None:
-            self.language_scores = self.language_scores.repeat_interleave(repeats, dim=0)
+        self.language_scores = [scores.repeat_interleave(repeats, dim=0) for scores in self.language_scores]
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
-        """Take tokens back; raises ValueError for more tokens than the last call read."""
+        """Take tokens back, with their scores."""
         before = int(self.get_seq_length())  # type: ignore[attr-defined]
         super().crop(*args, **kwargs)  # type: ignore[misc]
-        left = int(self.get_seq_length())  # type: ignore[attr-defined]
-        if left == 0:
-            self.language_scores = None
-        if self.language_scores is None or left == before:
-            return
-        removed, num_tokens = before - left, self.language_scores.shape[1] - 1
-        if removed > num_tokens:
-            raise ValueError(f"{removed} tokens cannot be taken back; the last call read {num_tokens}")
-        self.language_scores = self.language_scores[:, : num_tokens + 1 - removed]
+        removed = before - int(self.get_seq_length())  # type: ignore[attr-defined]
+        while removed > 0 and self.language_scores:
+            last = self.language_scores.pop()
+            if last.shape[1] > removed:
+                self.language_scores.append(last[:, : last.shape[1] - removed])
+            removed -= last.shape[1]
 
     def _take(self, rows: Tensor) -> None:
-        if self.language_scores is not None:
-            self.language_scores = self.language_scores[rows.to(self.language_scores.device)]
+        if self.language_scores:  # one tensor from here on: beams are reordered at every step
+            scores = torch.cat(self.language_scores, dim=1)
+            self.language_scores = [scores[rows.to(scores.device)]]
 
 
 @lru_cache
@@ -63,16 +57,26 @@ def _scored(kind: Any) -> Any:
 
 
 def scores_so_far(cache: Any) -> Tensor | None:
-    """Return the sums over all cached tokens, (B, L); None where nothing was scored yet."""
+    """Return the sums over all cached tokens, (B, L); None where nothing was scored yet.
+
+    Raises ValueError for a cache whose tokens another routing read: `prefix` cannot know what they were.
+    """
+    if cache is None:
+        return None
     scores = getattr(cache, "language_scores", None)
-    return None if scores is None else scores[:, -1]
+    if scores:
+        return scores[-1][:, -1]  # type: ignore[no-any-return]
+    if int(cache.get_seq_length()) > 0:
+        raise ValueError(
+            "routing = 'prefix' was given a cache whose tokens it has not read; use one routing for a whole text"
+        )
+    return None
 
 
 def keep_scores(cache: Any, scores_BTL: Tensor) -> None:
     """Keep the running sums of this call, (B, T, L), on the cache."""
-    past = scores_so_far(cache)
-    before_B1L = torch.zeros_like(scores_BTL[:, :1]) if past is None else past.unsqueeze(1)
     if not isinstance(cache, _Scored):
         kind: Any = type(cache)
         cache.__class__ = _scored(kind)
-    cache.language_scores = torch.cat([before_B1L, scores_BTL], dim=1)
+        cache.language_scores = []
+    cache.language_scores.append(scores_BTL)

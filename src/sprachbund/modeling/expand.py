@@ -4,14 +4,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers.initialization import no_init_weights
 
 from sprachbund.errors import InputError
+from sprachbund.modeling.config import OWN_FIELDS, config_class
 from sprachbund.modeling.ffn import Family, family_of
-from sprachbund.modeling.model import causal_lm_class, config_class
+from sprachbund.modeling.ffn_weights import ffn_shape_of, to_expert
+from sprachbund.modeling.model import causal_lm_class, inner_model
+from sprachbund.modeling.start import starting_expert, starting_router
+from sprachbund.modeling.tables import layer_table
+
+Kind = Literal["shared", "copy"]
+RouterInit = Literal["zero", "normal"]
 
 
-def _check_layers(num_layers: int, moe_layers: Sequence[int]) -> None:
+def check_layers(num_layers: int, moe_layers: Sequence[int]) -> None:
     """Raise InputError for layers that cannot become mixtures."""
     if not moe_layers:
         raise InputError("no layer is chosen to become a mixture of experts; choose at least one")
@@ -22,13 +30,22 @@ def _check_layers(num_layers: int, moe_layers: Sequence[int]) -> None:
         raise InputError(f"a layer is chosen twice: {list(moe_layers)}")
 
 
-def _check_groups(groups: Mapping[str, int], num_experts_per_tok: int) -> int:
-    """Return the number of groups; raises InputError where they are not numbered as they must be."""
-    num_groups = len(set(groups.values()))
-    if not groups or set(groups.values()) != set(range(num_groups)):
-        raise InputError(f"groups must be numbered 0, 1, ... without gaps; found {sorted(set(groups.values()))}")
-    if num_experts_per_tok > num_groups:
-        raise InputError(f"num_experts_per_tok = {num_experts_per_tok} is more than the {num_groups} groups")
+def check_groups(groups: Mapping[str, int] | None, num_groups: int | None, num_experts_per_tok: int) -> int:
+    """Return the number of groups; raises InputError where there are none or they are not numbered as they must be."""
+    if groups is None:
+        if num_groups is None:
+            raise InputError("give groups, {language tag: group}, or num_groups, their number")
+        if num_groups < 1:
+            raise InputError(f"num_groups = {num_groups}; at least one group is needed")
+    else:
+        counted = len(set(groups.values()))
+        if not groups or set(groups.values()) != set(range(counted)):
+            raise InputError(f"groups must be numbered 0, 1, ... without gaps; found {sorted(set(groups.values()))}")
+        if num_groups is not None and num_groups != counted:
+            raise InputError(f"num_groups = {num_groups}, but groups has {counted}; give one of the two")
+        num_groups = counted
+    if not 1 <= num_experts_per_tok <= num_groups:
+        raise InputError(f"num_experts_per_tok = {num_experts_per_tok} must lie in 1..{num_groups}, the groups' number")
     return num_groups
 
 
@@ -49,123 +66,169 @@ def _check_tables(expert_of_group: Mapping[int, Sequence[int]], moe_layers: Sequ
             raise InputError(f"layer {layer} has one expert for all groups: leave it out, it is then a dense layer")
 
 
-def _check_base(config: Any, log_prob: Tensor | None, num_languages: int) -> None:
-    """Raise InputError for a base or a gate's table that experts cannot be added to."""
-    if getattr(config, "mlp_bias", False):
-        raise InputError("the base has biases in its FFN (mlp_bias = true), which experts do not support yet")
-    if log_prob is not None and log_prob.shape != (config.vocab_size, num_languages):
-        raise InputError(
-            f"log_prob has shape {tuple(log_prob.shape)}; it needs {(config.vocab_size, num_languages)}: a row for "
-            "each token of the vocabulary, a column for each language of groups"
-        )
+def mixture_config(
+    dense: Any,
+    *,
+    moe_layers: Sequence[int] | None = None,
+    groups: Mapping[str, int] | None = None,
+    num_groups: int | None = None,
+    expert_of_group: Mapping[int, Sequence[int]] | None = None,
+    kind: Kind = "shared",
+    width: int | None = None,
+    num_experts_per_tok: int = 2,
+    router_gradient: Literal["detach", "through"] = "detach",
+    routing: Literal["group", "prefix", "top_k"] = "top_k",
+) -> Any:
+    """Return the mixture's configuration from the dense model's; see `expand` for the arguments.
 
-
-def _dmoe_config(dense: Any, **fields: Any) -> Any:
-    """Return the Dmoe configuration with everything that the dense one holds."""
-    values = dense.to_dict()
-    for key in ("model_type", "architectures", "transformers_version"):
-        values.pop(key, None)
-    return config_class(dense.model_type)(**values, **fields)
-
-
-@torch.no_grad()
-def _fill_experts(moe: Any, dense_ffn: nn.Module, family: Family, *, kind: str, generator: torch.Generator) -> None:
-    """Fill the experts: copies of the dense FFN, or, kind `shared`, fresh ones that end in zeros and add nothing.
-
-    A fresh expert's first projections are drawn at the dense FFN's own scale. Starting from the FFN's units instead
-    would start from features that the layer has already (docs/decisions.md has the measurement).
+    Raises InputError for an unsupported family, layers that do not exist, groups or experts with gaps.
     """
-    gate_FD: Tensor = getattr(dense_ffn, family.gate).weight
-    up_FD: Tensor = getattr(dense_ffn, family.up).weight
-    experts = moe.experts
-    if kind == "copy":
-        experts.gate_up_proj.copy_(torch.cat([gate_FD, up_FD]).expand_as(experts.gate_up_proj))
-        experts.down_proj.copy_(getattr(dense_ffn, family.down).weight.expand_as(experts.down_proj))
-        return
-    width = experts.down_proj.shape[-1]
-    for expert_2FD in experts.gate_up_proj:
-        for half_FD, dense_FD in zip(expert_2FD.split(width), (gate_FD, up_FD), strict=True):
-            half_FD.copy_(torch.randn(half_FD.shape, generator=generator) * dense_FD.float().std().cpu())
-    experts.down_proj.zero_()
+    family = family_of(dense.model_type, dense)
+    if getattr(dense, "quantization_config", None):
+        raise InputError("the base is quantised, which experts cannot be made of; give the unquantised checkpoint")
+    tables = dict(sorted((expert_of_group or {}).items()))
+    layers = list(tables) if moe_layers is None else list(moe_layers)
+    check_layers(dense.num_hidden_layers, layers)
+    num_groups = check_groups(groups, num_groups, num_experts_per_tok)
+    if width is not None and (kind == "copy" or width < 1):
+        raise InputError(f"width = {width}: copies have the FFN's own width, experts of kind shared at least one unit")
+    if tables:
+        _check_tables(tables, layers, num_groups)
+    values = {key: value for key, value in dense.to_dict().items() if key not in OWN_FIELDS}
+    return config_class(family.model_type)(
+        **values,
+        moe_layers=sorted(layers),
+        num_groups=num_groups,
+        num_experts_per_tok=num_experts_per_tok,
+        groups=dict(groups or {}),
+        expert_of_group={str(layer): list(table) for layer, table in tables.items()},
+        languages=list(groups or {}),
+        expert_kind=kind,
+        expert_width=width,
+        router_gradient=router_gradient,
+        routing=routing,
+    )
 
 
 def expand(
     model: Any,
     *,
     moe_layers: Sequence[int] | None = None,
-    groups: Mapping[str, int],
+    groups: Mapping[str, int] | None = None,
+    num_groups: int | None = None,
     expert_of_group: Mapping[int, Sequence[int]] | None = None,
-    kind: Literal["shared", "copy"] = "shared",
+    kind: Kind = "shared",
     width: int | None = None,
     num_experts_per_tok: int = 2,
     router_gradient: Literal["detach", "through"] = "detach",
-    router_init: Literal["zero", "normal"] = "normal",
+    router_init: RouterInit = "zero",
+    routing: Literal["group", "prefix", "top_k"] | None = None,
     log_prob: Tensor | None = None,
     seed: int = 0,
 ) -> Any:
     """Return the mixture twin of a loaded dense model: the same function at step 0, whatever the routing.
 
     `groups` is {language tag: group}, in the order of the languages of `log_prob`, (V, L), the gate's table
-    (`count_log_prob`; uniform when None). Kind `copy`: one copy of each chosen FFN per expert replaces it (sparse
-    upcycling, DMoE, as released). Kind `shared`: the FFN stays and each expert is a fresh one of `width` units
-    (default: the FFN's) with a zero last projection, which adds to it.
+    (`count_log_prob`; uniform when None); where languages are not known yet, `num_groups` says how many groups there
+    are. Kind `copy`: one copy of each chosen FFN per expert replaces it (sparse upcycling, DMoE, as released). Kind
+    `shared`: the FFN stays and each expert is a fresh one of `width` units (default: the FFN's) with a zero last
+    projection, which adds to it. With `router_init="zero"` copies give the dense model's logits bit by bit also under
+    `top_k`; a router that starts at zero is trained as well as any.
 
     Every layer of `moe_layers` has one expert per group, unless `expert_of_group`, {layer: expert of each group, (G,)},
     says which groups share one there (`experts_per_layer`); its layers are then the mixture layers. A layer with fewer
-    experts than `num_experts_per_tok` uses all that it has.
+    experts than `num_experts_per_tok` uses all that it has. `routing` is what the model does where `forward` is told
+    nothing: by default `prefix`, or `top_k` where there is no `log_prob`, without which `prefix` knows nothing.
 
     Raises InputError for an unsupported family, layers that do not exist, groups or experts with gaps and a table of
     another shape. The dense model is left as it was.
     """
-    family = family_of(model.config.model_type)
-    tables = dict(sorted((expert_of_group or {}).items()))
-    layers = list(tables) if moe_layers is None else list(moe_layers)
-    _check_layers(model.config.num_hidden_layers, layers)
-    num_groups = _check_groups(groups, num_experts_per_tok)
-    if tables:
-        _check_tables(tables, layers, num_groups)
-    _check_base(model.config, log_prob, len(groups))
-    config = _dmoe_config(
+    config = mixture_config(
         model.config,
-        moe_layers=sorted(layers),
+        moe_layers=moe_layers,
+        groups=groups,
         num_groups=num_groups,
+        expert_of_group=expert_of_group,
+        kind=kind,
+        width=width,
         num_experts_per_tok=num_experts_per_tok,
-        groups=dict(groups),
-        expert_of_group={str(layer): list(table) for layer, table in tables.items()},
-        languages=list(groups),
-        expert_kind=kind,
-        expert_width=width if kind == "shared" and width else model.config.intermediate_size,
         router_gradient=router_gradient,
+        routing=routing or ("top_k" if log_prob is None else "prefix"),
     )
-    generator = torch.Generator().manual_seed(seed)
-    twin = causal_lm_class(family.model_type)(config).to(model.dtype)
-    dense_state = model.state_dict()
-    missing = twin.load_state_dict(_renamed(dense_state, config, family), strict=False)
-    if missing.unexpected_keys:
-        raise InputError(f"the base holds tensors that its family does not: {', '.join(missing.unexpected_keys[:3])}")
+    family = family_of(model.config.model_type)
+    if log_prob is not None and log_prob.shape != (config.vocab_size, len(config.languages)):
+        raise InputError(
+            f"log_prob has shape {tuple(log_prob.shape)}; it needs {(config.vocab_size, len(config.languages))}: a row "
+            "for each token of the vocabulary, a column for each language of groups"
+        )
+    layers = getattr(inner_model(model), family.layers)
     for index in config.moe_layers:
-        moe = getattr(twin.model.layers[index], family.ffn)
-        dense_ffn = getattr(model.model.layers[index], family.ffn)
-        _fill_experts(moe, dense_ffn, family, kind=kind, generator=generator)
-        with torch.no_grad():
-            if router_init == "zero":
-                moe.gate.weight.zero_()
-            else:
-                moe.gate.weight.copy_(torch.randn(moe.gate.weight.shape, generator=generator) * 0.02)
+        ffn_shape_of(family, getattr(layers[index], family.ffn))
+    with no_init_weights():
+        twin = causal_lm_class(family.model_type)(config).to(model.dtype)
+    twin.tie_weights()
+    _load_dense(twin, model, family, config)
+    for index in config.moe_layers:
+        dense_ffn = getattr(layers[index], family.ffn)
+        moe = getattr(getattr(inner_model(twin), family.layers)[index], family.ffn)
+        _start(moe, dense_ffn.state_dict(), family, config, layer=index, router_init=router_init, seed=seed)
     if log_prob is not None:
-        twin.model.language_gate.log_prob.copy_(log_prob)
+        inner_model(twin).language_gate.log_prob.copy_(log_prob)
     twin.generation_config = model.generation_config
     return twin.train(model.training).to(model.device)
 
 
-def _renamed(state: Mapping[str, Tensor], config: Any, family: Family) -> dict[str, Tensor]:
-    """Return the dense tensors under their names in the twin: a chosen FFN is the shared expert, or left out."""
-    prefixes = {f"model.layers.{i}.{family.ffn}.": f"model.layers.{i}.{family.ffn}." for i in config.moe_layers}
-    renamed = {}
-    for name, tensor in state.items():
-        prefix = next((p for p in prefixes if name.startswith(p)), None)
-        if prefix is None:
-            renamed[name] = tensor
-        elif config.expert_kind == "shared":
-            renamed[f"{prefix}shared_expert.{name.removeprefix(prefix)}"] = tensor
-    return renamed
+@torch.no_grad()
+def _start(
+    moe: Any,
+    dense_ffn: Mapping[str, Tensor],
+    family: Family,
+    config: Any,
+    *,
+    layer: int,
+    router_init: RouterInit,
+    seed: int,
+) -> None:
+    """Fill a layer's experts and router with the weights that they start from."""
+    dense = to_expert(family, dense_ffn.__getitem__)
+    for expert in range(max(layer_table(config, layer)) + 1):
+        start = starting_expert(
+            dense, kind=config.expert_kind, width=config.expert_width, name=expert_name(layer, expert), seed=seed
+        )
+        for name, tensor in start.items():
+            getattr(moe.experts, name)[expert].copy_(tensor)
+    weight = moe.gate.weight
+    weight.copy_(starting_router(router_name(layer), weight.shape, init=router_init, seed=seed, dtype=weight.dtype))
+
+
+def expert_name(layer: int, expert: int) -> str:
+    """Return what an expert's random weights are drawn by."""
+    return f"layer {layer} expert {expert}"
+
+
+def router_name(layer: int) -> str:
+    """Return what a router's random weights are drawn by."""
+    return f"layer {layer} router"
+
+
+@torch.no_grad()
+def _load_dense(twin: Any, model: Any, family: Family, config: Any) -> None:
+    """Copy everything that the twin shares with the dense model; raises InputError for what has no place in it."""
+    report = twin.load_state_dict(dict(_renamed(model.state_dict(), family, config)), strict=False)
+    if report.unexpected_keys:
+        raise InputError(f"the base holds tensors that its family does not: {', '.join(report.unexpected_keys[:3])}")
+
+
+def dense_name_in_twin(name: str, family: Family, config: Any) -> str | None:
+    """Return a dense tensor's name in the twin: a chosen FFN is the shared expert, or, among copies, gone (None)."""
+    base = family.dense_causal_lm_class.base_model_prefix
+    for index in config.moe_layers:
+        prefix = f"{base}.{family.layers}.{index}.{family.ffn}."
+        if name.startswith(prefix):
+            return f"{prefix}shared_expert.{name.removeprefix(prefix)}" if config.expert_kind == "shared" else None
+    return name
+
+
+def _renamed(state: Mapping[str, Tensor], family: Family, config: Any) -> list[tuple[str, Tensor]]:
+    named = [(dense_name_in_twin(name, family, config), tensor) for name, tensor in state.items()]
+    return [(name, tensor) for name, tensor in named if name is not None]

@@ -1,59 +1,179 @@
 """The experts of one mixture layer, as fused tensors, and the block that routes tokens to them.
 
 Fused tensors keep every parameter in every training step (safe under DDP and ZeRO) and names as in transformers.
-Shapes: N tokens, K chosen experts, G groups, E experts (as many as groups, or fewer where groups share one), D model
-width, F expert width, B sequences, T tokens of a sequence.
+Shapes: N tokens, K chosen experts, M rows (N, or N*K), G groups, E experts (as many as groups, or fewer where groups
+share one), D model width, F expert width, B sequences, T tokens of a sequence.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from sprachbund.modeling.ffn import Family
+from sprachbund.modeling.ffn_weights import FfnShape, ffn_shape_of
+from sprachbund.modeling.products import gather_rows, linear_of_runs, weighted_mean
 from sprachbund.modeling.router import GroupRouter
-from sprachbund.modeling.routing import Dispatch, RoutingContext, dispatch, merge_runs
+from sprachbund.modeling.routing import Dispatch, current_routing, dispatch, merge_runs
 from sprachbund.modeling.tables import layer_table
+
+_log = logging.getLogger(__name__)
 
 
 class GroupExperts(nn.Module):
-    """The gated FFNs of a layer: down(act(gate(x)) * up(x)), gate above up in `gate_up_proj` (E, 2F, D)."""
+    """The FFNs of a layer: down(act(gate(x)) * up(x)), or, without a gate, down(act(up(x))).
 
-    def __init__(self, num_experts: int, hidden_size: int, width: int, activation: str) -> None:
-        super().__init__()
-        self.num_experts = num_experts
-        self.act_fn: Callable[[Tensor], Tensor] = ACT2FN[activation]
-        self.gate_up_proj = nn.Parameter(torch.zeros(num_experts, 2 * width, hidden_size))
-        self.down_proj = nn.Parameter(torch.zeros(num_experts, hidden_size, width))
+    Names, layout and `forward(hidden_states, top_k_index, top_k_weights)` are those of transformers' experts, whose
+    implementations (`set_experts_implementation`) can therefore be used: `gate_up_proj` (E, 2F, D), the gates above,
+    or `up_proj` (E, F, D), `down_proj` (E, D, F), and the same with `_bias` where the FFN has biases.
+    """
 
-    def forward(self, rows_MD: Tensor, counts: list[int], expert_of_run: Sequence[int] | None = None) -> Tensor:
-        """Apply one expert to each run of rows, the i-th of `counts[i]` rows; returns (M, D).
+    down_proj: nn.Parameter
+    is_transposed = False  # weights are (out, in)
+    is_concatenated = True  # gates above, not between
+    has_post_expert_norm = False
+    _is_expert_parallel = False
 
-        Expert i takes run i, unless `expert_of_run` says which; it may name one twice.
+    def __init__(
+        self,
+        config: Any,
+        num_experts: int,
+        shape: FfnShape,
+        act_fn: nn.Module | Callable[[Tensor], Tensor],
+        *,
+        fused: bool = False,
+    ) -> None:
+        """Take the model's configuration (None outside a model), which names the experts' implementation.
+
+        `fused`: the family's dense FFN computes gate and up as one product. The experts then do so too, since halves of
+        one product are laid out otherwise in memory, and activation functions round by the layout.
         """
-        if expert_of_run is None and len(set(counts)) == 1:  # equal runs are one batched product
-            rows_EnD = rows_MD.view(self.num_experts, counts[0], -1)
-            gate, up = torch.bmm(rows_EnD, self.gate_up_proj.transpose(1, 2)).chunk(2, dim=-1)
-            return torch.bmm(self.act_fn(gate) * up, self.down_proj.transpose(1, 2)).reshape(rows_MD.shape)
-        # unbind, not indexing: indexing would allocate a gradient of all experts for each of them
-        weights = list(zip(self.gate_up_proj.unbind(0), self.down_proj.unbind(0), strict=True))
+        super().__init__()
+        self.config = config
+        self.num_experts = num_experts
+        self.act_fn = act_fn
+        self.has_gate = shape.gated
+        self.has_bias = shape.bias
+        self.fused = fused
+        self.width = shape.width
+        for name, dimensions in shape.tensors().items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(num_experts, *dimensions)))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        top_k_index: Tensor | None = None,
+        top_k_weights: Tensor | None = None,
+        *,
+        counts: Sequence[int] | None = None,
+        expert_of_run: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Return the experts' outputs, of the shape of `hidden_states`, (N, D); either by runs or by choice.
+
+        By runs: one expert for each run of rows, the i-th of `counts[i]` rows. Expert i takes run i, unless
+        `expert_of_run` says which; it may name one twice. By choice: `top_k_index`, (N, K), and their weights, (N, K),
+        which sum to 1. Both in one method, since adapters (PEFT) act only while it is called.
+        """
+        if counts is not None:
+            return self._of_runs(hidden_states, counts, expert_of_run)
+        if top_k_index is None or top_k_weights is None:
+            raise TypeError("experts need counts, or top_k_index and top_k_weights")
+        theirs = self._implementation(hidden_states)
+        if theirs is not None:
+            return theirs(self, hidden_states, top_k_index, top_k_weights)
+        num_chosen = top_k_index.shape[1]
+        plan = dispatch(top_k_index.flatten(), self.num_experts)
+        rows_MD = gather_rows(hidden_states, plan.order, plan.inverse, copies=num_chosen)
+        outputs_MD = gather_rows(self._of_runs(rows_MD, plan.counts), plan.inverse, plan.order)
+        return weighted_mean(outputs_MD.view(-1, num_chosen, outputs_MD.shape[-1]), top_k_weights)
+
+    def _of_runs(self, rows_MD: Tensor, counts: Sequence[int], expert_of_run: Sequence[int] | None = None) -> Tensor:
         experts = range(self.num_experts) if expert_of_run is None else expert_of_run
-        outputs = []
-        for run_nD, expert in zip(torch.split(rows_MD, counts), experts, strict=True):
-            gate_up_2FD, down_DF = weights[expert]
-            gate, up = F.linear(run_nD, gate_up_2FD).chunk(2, dim=-1)
-            outputs.append(F.linear(self.act_fn(gate) * up, down_DF))
-        return torch.cat(outputs)
+        name = "gate_up_proj" if self.has_gate else "up_proj"
+        parts = 2 if self.has_gate and not self.fused else 1
+        # On a CPU each run is a tensor of its own between the products: smaller ones stay in the cache, and their
+        # memory is used again where that of large ones is given back and asked for at every step (measured: -10%).
+        # On a GPU that would only be more kernels. Each weight is asked for once: adapters compute it at every reading.
+        first = linear_of_runs(
+            *(rows_MD, getattr(self, name), self._bias(name), counts, experts),
+            parts=parts,
+            apart=rows_MD.device.type == "cpu",
+        )
+        inner = [self._inner(*first[start : start + parts]) for start in range(0, len(first), parts)]
+        (output_MD,) = linear_of_runs(inner, self.down_proj, self._bias("down_proj"), counts, experts)
+        return output_MD
+
+    def _inner(self, first: Tensor, up: Tensor | None = None) -> Tensor:
+        """Return what the last projection is applied to, from the first projection, or from gate and up."""
+        if up is not None:
+            return self.act_fn(first) * up
+        return self._apply_gate(first) if self.has_gate else self.act_fn(first)
+
+    def _bias(self, projection: str) -> Tensor | None:
+        return getattr(self, f"{projection}_bias") if self.has_bias else None
+
+    def _apply_gate(self, gate_up_M2F: Tensor) -> Tensor:
+        """Return act(gate) * up; transformers' implementations call it."""
+        gate_MF, up_MF = gate_up_M2F.chunk(2, dim=-1)
+        return self.act_fn(gate_MF) * up_MF
+
+    def _implementation(self, hidden_ND: Tensor) -> Callable[..., Tensor] | None:
+        """Return the implementation of transformers that the configuration asks for; None for our own.
+
+        `grouped_mm`, transformers' default, is used on GPUs. On a CPU torch's grouped products are a loop over the
+        same dense products as ours, to the bit, with more sorting and weighing around them (of its time in bfloat16
+        ours took 0.96 with 3 experts and 1.00 with 16; D=1024, F=4096, K=2); and ours alone follows autocast, has no
+        condition on widths, and gives copies of one FFN that FFN's own output whatever their weights.
+        """
+        name = getattr(self.config, "_experts_implementation", None)
+        if name in (None, "eager"):
+            return None
+        if name == "grouped_mm":
+            if hidden_ND.device.type != "cuda":
+                return None
+            reason = ungrouped(
+                hidden_ND.shape[-1], self.width, hidden_ND.dtype, autocast=torch.is_autocast_enabled("cuda")
+            )
+            if reason is not None:
+                _say_once(f"experts are computed one after the other, without grouped products: {reason}")
+                return None
+        return ALL_EXPERTS_FUNCTIONS.get_interface(name, None)  # type: ignore[no-any-return]
+
+
+def ungrouped(hidden_size: int, width: int, dtype: torch.dtype, *, autocast: bool) -> str | None:
+    """Return why torch's grouped products cannot serve experts, in one clause; None where they can.
+
+    transformers does not ask, and fails inside (torch 2.13: strides of multiples of 16 bytes, no float64), or, under
+    autocast, computes in float32 unasked.
+    """
+    if autocast:
+        return "they do not follow autocast"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"they do not support {dtype}"
+    multiple = 16 // dtype.itemsize
+    if hidden_size % multiple or width % multiple:
+        return f"the widths {hidden_size} and {width} are not both multiples of {multiple}, as {dtype} needs"
+    return None
+
+
+@lru_cache
+def _say_once(message: str) -> None:
+    _log.warning(message)
 
 
 class GroupMoe(nn.Module):
     """The FFN of a mixture layer: in `copy` layers the experts replace the dense FFN, in `shared` ones they add to it.
 
     Under `group` and `prefix` routing each token goes to the expert of its group with weight 1; under `top_k` to the
-    router's choice. Each group has its own expert, or, with `expert_of_group`, (G,), the one that it names.
+    router's choice. Each group has its own expert, or, with `expert_of_group`, (G,), the one that it names. `dropout`
+    is the probability with which a dense FFN of the family drops its output, in training.
     Sources: DMoE as released (copies, router); the shared kind is ours (docs/how-it-works.md).
     """
 
@@ -63,68 +183,86 @@ class GroupMoe(nn.Module):
         experts: GroupExperts,
         shared_expert: nn.Module | None,
         expert_of_group: Sequence[int] | None = None,
+        *,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.gate = gate
         self.experts = experts
         self.shared_expert = shared_expert
         self.expert_of_group = expert_of_group
-        self._routing: RoutingContext | None = None
+        self.dropout = dropout
 
-    @contextmanager
-    def using(self, routing: RoutingContext | None) -> Iterator[None]:
-        """Route by `routing` inside the block; the decoder layer passes it in, so recomputation sees it too."""
-        self._routing = routing
-        try:
-            yield
-        finally:
-            self._routing = None
+    def forward(self, hidden_states: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return the FFN's output, of the shape of `hidden_states`, (B, T, D) or (N, D).
 
-    def forward(self, hidden_BTD: Tensor) -> Tensor:
-        """Return the FFN's output, (B, T, D)."""
-        routing = self._routing
+        A family whose FFN is given the residual expects it to be added, once: the shared expert does, or else we do.
+        """
+        routing = current_routing()
         if routing is None:
             raise RuntimeError("a mixture layer was called outside its model: no routing is known")
-        rows_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+        rows_ND = hidden_states.reshape(-1, hidden_states.shape[-1])
         logits_NE: Tensor | None = None
         if routing.plan is not None:
             if routing.wants_logits:
                 logits_NE = self.gate.logits(rows_ND)
-            output_ND = self._run(rows_ND, routing.plan, self.expert_of_group)
+            output_ND = self._of_groups(rows_ND, routing.plan)
         else:
             logits_NE, weights_NK, index_NK = self.gate(rows_ND)
-            output_ND = self._top_k(rows_ND, weights_NK, index_NK)
+            output_ND = self.experts(rows_ND, index_NK, weights_NK)
         if logits_NE is not None:
-            routing.collect(logits_NE.view(*hidden_BTD.shape[:-1], -1))
+            routing.collect(logits_NE.view(*hidden_states.shape[:-1], -1))
+        output = F.dropout(output_ND, self.dropout, self.training).view(hidden_states.shape)
+        given = (hidden_states,) if residual is None else (hidden_states, residual)
         if self.shared_expert is not None:
-            output_ND = self.shared_expert(rows_ND) + output_ND
-        return output_ND.view(hidden_BTD.shape)
+            return self.shared_expert(*given) + output  # type: ignore[no-any-return]
+        return output if residual is None else residual + output
 
-    def _run(self, rows_MD: Tensor, plan: Dispatch, expert_of_run: Sequence[int] | None = None) -> Tensor:
+    def _of_groups(self, rows_ND: Tensor, plan: Dispatch) -> Tensor:
         """Apply the experts to rows in the order of the plan, and bring the results back into their own."""
-        runs = (plan.counts, None) if expert_of_run is None else merge_runs(plan.counts, expert_of_run)
-        if plan.order is None or plan.inverse is None:
-            return self.experts(rows_MD, *runs)  # type: ignore[no-any-return]
-        return self.experts(rows_MD[plan.order], *runs)[plan.inverse]  # type: ignore[no-any-return]
-
-    def _top_k(self, rows_ND: Tensor, weights_NK: Tensor, index_NK: Tensor) -> Tensor:
-        """Weigh the chosen experts' outputs; the sum over K in place order is the same on every run."""
-        num_chosen = index_NK.shape[1]
-        plan = dispatch(index_NK.flatten(), self.experts.num_experts)
-        output_MD = self._run(rows_ND.repeat_interleave(num_chosen, dim=0), plan)
-        return (output_MD.view(-1, num_chosen, rows_ND.shape[-1]) * weights_NK.unsqueeze(-1)).sum(1)
+        counts, expert_of_run = plan.counts, None
+        if self.expert_of_group is not None:
+            counts, expert_of_run = merge_runs(plan.counts, self.expert_of_group)
+        rows_ND = gather_rows(rows_ND, plan.order, plan.inverse)
+        return gather_rows(self.experts(rows_ND, counts=counts, expert_of_run=expert_of_run), plan.inverse, plan.order)
 
 
-def build_moe(config: Any, dense_ffn: nn.Module, *, layer: int) -> GroupMoe:
+def build_moe(config: Any, family: Family, dense_ffn: nn.Module, *, layer: int) -> GroupMoe:
     """Return the mixture that takes the place of a layer's `dense_ffn`, as `config` (a Dmoe config) describes it."""
+    shape = ffn_shape_of(family, dense_ffn)
     table = layer_table(config, layer)
     num_experts = max(table) + 1
     router = GroupRouter(
-        config.hidden_size,
+        shape.hidden_size,
         num_experts,
         min(config.num_experts_per_tok, num_experts),
         detach=config.router_gradient == "detach",
     )
-    experts = GroupExperts(num_experts, config.hidden_size, config.expert_width, config.hidden_act)
-    own = table == list(range(config.num_groups))
-    return GroupMoe(router, experts, dense_ffn if config.expert_kind == "shared" else None, None if own else table)
+    experts = GroupExperts(
+        config,
+        num_experts,
+        replace(shape, width=config.expert_width or shape.width),
+        _activation(family, dense_ffn),
+        fused=family.gate_up is not None,
+    )
+    return GroupMoe(
+        router,
+        experts,
+        dense_ffn if config.expert_kind == "shared" else None,
+        None if table == list(range(config.num_groups)) else table,
+        dropout=_dropout(family, config),
+    )
+
+
+def _activation(family: Family, dense_ffn: nn.Module) -> Any:
+    """Return the FFN's own activation function."""
+    name = family.activation
+    return ACT2FN[name.removeprefix("=")] if name.startswith("=") else getattr(dense_ffn, name)
+
+
+def _dropout(family: Family, config: Any) -> float:
+    """Return the dropout of the FFN's output, from the dotted field that the family names."""
+    value = config
+    for field in family.dropout.split(".") if family.dropout else ():
+        value = value[field] if isinstance(value, dict) else getattr(value, field)
+    return float(value) if family.dropout else 0.0

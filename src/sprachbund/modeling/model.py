@@ -5,25 +5,35 @@ transformers' own. The inner model and the decoder layer are subclassed as well,
 inner model, and what a layer needs to know for its recomputation must be among its own arguments.
 """
 
-import importlib
-from dataclasses import dataclass, field
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from sprachbund.modeling.cache import keep_scores, scores_so_far
+from sprachbund.modeling.config import (
+    ROUTINGS,
+    causal_lm_name,
+    class_prefix,
+    config_class,
+    on_first_config,
+    register_configs,
+)
 from sprachbund.modeling.experts import GroupExperts, GroupMoe, build_moe
 from sprachbund.modeling.ffn import FAMILIES, Family, family_of
 from sprachbund.modeling.gate import LanguageGate
+from sprachbund.modeling.generation import DmoeGeneration
+from sprachbund.modeling.remote import write_remote_code
 from sprachbund.modeling.router import GroupRouter
-from sprachbund.modeling.routing import RoutingContext, dispatch
-
-ROUTINGS = ("group", "prefix", "top_k")
+from sprachbund.modeling.routing import RoutingContext, current_routing, dispatch, routed
 
 
 @dataclass
@@ -37,17 +47,21 @@ class DmoeOutput(CausalLMOutputWithPast):  # type: ignore[misc]
     group_ids: Tensor | None = None
 
 
+_OUTPUTS = tuple(CausalLMOutputWithPast.__dataclass_fields__)
+
+
 def _init_weights(model: Any, module: nn.Module) -> bool:
     """Initialise one of our modules; False where it is not ours. Loaded weights are left alone by `init`."""
-    std = model.config.initializer_range
+    std = getattr(model.config, "initializer_range", 0.02)
     if isinstance(module, GroupRouter):
         init.normal_(module.weight, mean=0.0, std=std)
     elif isinstance(module, GroupExperts):
-        init.normal_(module.gate_up_proj, mean=0.0, std=std)
-        if model.config.expert_kind == "shared":
-            init.zeros_(module.down_proj)
-        else:
-            init.normal_(module.down_proj, mean=0.0, std=std)
+        for name, parameter in module.named_parameters(recurse=False):
+            zero = name.endswith("_bias") or (name == "down_proj" and model.config.expert_kind == "shared")
+            if zero:
+                init.zeros_(parameter)
+            else:
+                init.normal_(parameter, mean=0.0, std=std)
     elif isinstance(module, LanguageGate):
         init.zeros_(module.log_prob)
     else:
@@ -55,81 +69,94 @@ def _init_weights(model: Any, module: nn.Module) -> bool:
     return True
 
 
-class _Initialised:
-    """Weight initialisation, for the inner model and the causal model alike."""
+class _Ours:
+    """What the inner model and the causal model share: initialisation, and what transformers reads from a class."""
+
+    dense_class: Any
 
     def _init_weights(self, module: nn.Module) -> None:
         if not _init_weights(self, module):
             super()._init_weights(module)  # type: ignore[misc]
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "") -> None:
+        """Decline: transformers would copy source files into saved models (see remote.py)."""
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return bool(cls.dense_class._can_set_attn_implementation())
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True
+
 
 class _DmoeLayer:
-    """A decoder layer that hands the routing to its mixture; a dense layer drops it."""
+    """A decoder layer that hands the routing to its mixture.
+
+    The routing is put among the arguments in `__call__`: gradient checkpointing keeps a layer's arguments and nothing
+    else for the recomputation, which happens when the forward pass is long over.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, routing_context=current_routing(), **kwargs)  # type: ignore[misc]
 
     def forward(self, *args: Any, routing_context: RoutingContext | None = None, **kwargs: Any) -> Any:
-        moe = self.mlp  # type: ignore[attr-defined]
-        if not isinstance(moe, GroupMoe):
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-        with moe.using(routing_context):
+        with routed(routing_context):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 
-class _DmoeModel(_Initialised):
+class _DmoeModel(_Ours):
     """The inner model: decides the groups once, before layer 0."""
 
-    layer_class: type[nn.Module]
+    layer_class: Any
     family: Family
+    argument_names: tuple[str, ...]
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
-        for index in range(config.num_hidden_layers):
-            layer = self.layer_class(config, index)
+        self.become_mixture(config)
+        self.post_init()  # type: ignore[attr-defined]
+
+    def become_mixture(self, config: Any) -> None:
+        """Turn a decoder that the dense family's code has just built into a mixture, in place."""
+        for index, layer in enumerate(getattr(self, self.family.layers)):
+            layer.__class__ = self.layer_class  # the same layer, with our two methods
             if index in config.moe_layers:
-                setattr(layer, self.family.ffn, build_moe(config, getattr(layer, self.family.ffn), layer=index))
-            self.layers[index] = layer  # type: ignore[attr-defined]
+                ffn = getattr(layer, self.family.ffn)
+                setattr(layer, self.family.ffn, build_moe(config, self.family, ffn, layer=index))
         self.language_gate = LanguageGate(
             config.vocab_size, [config.groups[tag] for tag in config.languages], config.num_groups
         )
-        self.post_init()  # type: ignore[attr-defined]
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        use_cache: bool | None = None,
-        *,
-        group_ids: Tensor | None = None,
-        routing: str | None = None,
-        token_mask: Tensor | None = None,
-        routing_context: RoutingContext | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the dense family's forward with the routing decided; see the causal model for the arguments."""
-        use_cache = self.config.use_cache if use_cache is None else use_cache  # type: ignore[attr-defined]
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)  # type: ignore[attr-defined]
-        routing = routing or ("group" if group_ids is not None else self.config.routing)  # type: ignore[attr-defined]
-        context = routing_context or RoutingContext()
-        if routing != "top_k":
-            shape = kwargs["inputs_embeds"].shape[:2] if input_ids is None else input_ids.shape
-            if routing == "group":
-                ids_BT = self._given_groups(group_ids, tuple(shape))
-            elif routing == "prefix":
-                token_mask = attention_mask if token_mask is None else token_mask
-                ids_BT = self._prefix_groups(input_ids, token_mask, past_key_values)
-            else:
-                raise ValueError(f"routing = {routing!r} is unknown; one of {', '.join(ROUTINGS)}")
-            context.group_ids = ids_BT
-            context.plan = dispatch(ids_BT.flatten(), self.config.num_groups)  # type: ignore[attr-defined]
-        return super().forward(  # type: ignore[misc]
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            routing_context=context,
-            **kwargs,
-        )
+        kwargs.update(zip(self.argument_names, args, strict=False))
+        context = current_routing()
+        asked = {name: kwargs.pop(name, None) for name in ("routing", "group_ids", "token_mask")}
+        if context is None or context.decided:
+            context = RoutingContext(asked["routing"], asked["group_ids"], asked["token_mask"])
+        self._decide(context, kwargs)
+        with routed(context):
+            return super().forward(**kwargs)  # type: ignore[misc]
+
+    def _decide(self, context: RoutingContext, arguments: dict[str, Any]) -> None:
+        """Fill in the groups of every position, unless the routers choose."""
+        config: Any = self.config  # type: ignore[attr-defined]
+        context.decided = True
+        routing = context.routing or ("group" if context.given is not None else config.routing)
+        if routing not in ROUTINGS:
+            raise ValueError(f"routing = {routing!r} is unknown; one of {', '.join(ROUTINGS)}")
+        if routing == "top_k":
+            return
+        tokens: Any = arguments.get("input_ids")
+        shape = tuple(arguments["inputs_embeds"].shape[:2] if tokens is None else tokens.shape)
+        if routing == "group":
+            ids_BT = self._given_groups(context.given, shape)
+        else:
+            ids_BT = self._prefix_groups(tokens, context.token_mask, arguments)
+        context.group_ids = ids_BT
+        context.plan = dispatch(ids_BT.flatten(), config.num_groups)
 
     def _given_groups(self, group_ids: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         if group_ids is None:
@@ -144,171 +171,147 @@ class _DmoeModel(_Initialised):
             raise ValueError(f"group_ids must lie in 0..{num_groups - 1}; found {int(ids.min())}..{int(ids.max())}")
         return ids.expand(shape)
 
-    def _prefix_groups(self, input_ids: Tensor | None, token_mask: Any, cache: Any) -> Tensor:
+    def _prefix_groups(self, input_ids: Tensor | None, token_mask: Any, arguments: dict[str, Any]) -> Tensor:
         """Decide by the tokens so far, whose scores are kept on the key-value cache."""
         if input_ids is None:
             raise ValueError("routing = 'prefix' reads tokens: give input_ids, or group_ids with routing = 'group'")
-        mask = (
-            token_mask[:, -input_ids.shape[1] :] if isinstance(token_mask, Tensor) and token_mask.dim() == 2 else None
+        if not self.language_gate.groups:
+            raise ValueError("routing = 'prefix' needs languages, and this model's groups have none; give group_ids")
+        use_cache = arguments.get("use_cache")
+        cache = arguments.get("past_key_values")
+        if cache is None and (self.config.use_cache if use_cache is None else use_cache):  # type: ignore[attr-defined]
+            cache = arguments["past_key_values"] = DynamicCache(config=self.config)  # type: ignore[attr-defined]
+        mask: Any = arguments.get("attention_mask") if token_mask is None else token_mask
+        plain = isinstance(mask, Tensor) and mask.dim() == 2
+        ids_BT, scores_BTL = self.language_gate(
+            input_ids, mask[:, -input_ids.shape[1] :] if plain else None, scores_so_far(cache)
         )
-        ids_BT, scores_BTL = self.language_gate(input_ids, mask, scores_so_far(cache))
         if cache is not None:
             keep_scores(cache, scores_BTL)
         return ids_BT  # type: ignore[no-any-return]
 
 
-class _DmoeForCausalLM(_Initialised):
+class _DmoeForCausalLM(DmoeGeneration, _Ours):
     """The causal model; `forward` takes the three routing modes."""
 
-    model_class: type[nn.Module]
+    model_class: Any
 
     def __init__(self, config: Any) -> None:
+        wanted = config._experts_implementation
         super().__init__(config)  # type: ignore[call-arg]
-        self.model = self.model_class(config)
+        # The dense inner model, built by the line above, knows no experts and has said so in the configuration.
+        config._experts_implementation_internal = self.get_correct_experts_implementation(wanted)  # type: ignore[attr-defined]
+        inner = inner_model(self)
+        inner.__class__ = self.model_class
+        inner.become_mixture(config)
         self.post_init()  # type: ignore[attr-defined]
+
+    def _check_and_adjust_experts_implementation(self, experts_implementation: str | None) -> str | None:
+        """Leave the choice open until the inner model is a mixture, then make it as transformers does."""
+        if not hasattr(self, self.base_model_prefix):  # type: ignore[attr-defined]
+            return None
+        return super()._check_and_adjust_experts_implementation(experts_implementation)  # type: ignore[misc, no-any-return]
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
+        *args: Any,
         group_ids: Tensor | None = None,
         routing: str | None = None,
         output_router_logits: bool = False,
+        token_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> DmoeOutput:
-        """Run the model.
+        """Run the model with the dense family's arguments and these.
 
         `group_ids`, (B,) or (B, T), are the given groups; `routing` is `group`, `prefix` or `top_k` (default: `group`
         where group_ids are given, else the configuration's, `prefix`). `output_router_logits` adds every mixture
-        layer's raw logits, (B, T, E), also where routing does not use them. Raises ValueError for bad group ids.
+        layer's raw logits, (B, T, E), also where routing does not use them. `token_mask`, (B, T), is 0 at padding,
+        where the attention mask is not of that shape. Raises ValueError for bad group ids.
         """
         return_dict = kwargs.pop("return_dict", None)
-        context = RoutingContext(wants_logits=output_router_logits)
-        outputs = super().forward(  # type: ignore[misc]
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            labels=labels,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            group_ids=group_ids,
-            routing=routing,
-            routing_context=context,
-            return_dict=True,
-            **kwargs,
-        )
+        context = RoutingContext(routing, group_ids, token_mask, output_router_logits)
+        with routed(context):
+            outputs = super().forward(*args, return_dict=True, **kwargs)  # type: ignore[misc]
         context.close()
-        output = DmoeOutput(**outputs, router_logits=tuple(context.router_logits) or None, group_ids=context.group_ids)
+        output = DmoeOutput(
+            **{name: outputs.get(name) for name in _OUTPUTS},
+            router_logits=tuple(context.router_logits) or None,
+            group_ids=context.group_ids,
+        )
         return output.to_tuple() if return_dict is False else output
 
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Add what our routing needs at each step of generation.
-
-        `token_mask`: the (B, T) mask as given, since transformers turns it into a 4-D one for caches of fixed size.
-        `group_ids` of the prompt's shape, (B, T): new tokens belong to the group of the prompt's last one.
-        """
-        group_ids = kwargs.pop("group_ids", None)
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]
-            input_ids, *args, attention_mask=attention_mask, **kwargs
-        )
-        inputs["token_mask"] = attention_mask
-        if group_ids is not None and group_ids.dim() == 2 and inputs.get("input_ids") is not None:
-            missing = max(input_ids.shape[1] - group_ids.shape[1], 0)
-            group_ids = torch.cat([group_ids, group_ids[:, -1:].expand(-1, missing)], dim=1)
-            group_ids = group_ids[:, -inputs["input_ids"].shape[1] :]
-        return {**inputs, "group_ids": group_ids}
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does, with the few lines that load the model under `trust_remote_code=True`."""
+        write_remote_code(Path(save_directory), self.config)
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
 
 
-@lru_cache
-def config_class(model_type: str) -> Any:
-    """Return `Dmoe<Family>Config` of a dense model type: the dense configuration and the mixture's fields."""
-    family = family_of(model_type)
-    dense = importlib.import_module(family.module.replace(".modeling_", ".configuration_"))
-    parent = getattr(dense, f"{family.prefix}Config")
-    fields: dict[str, Any] = {
-        "moe_layers": field(default_factory=list),
-        "num_groups": 1,
-        "num_experts_per_tok": 2,
-        "groups": field(default_factory=dict),
-        "expert_of_group": field(default_factory=dict),  # layer number -> expert of each group; no entry: its own
-        "languages": field(default_factory=list),  # the order of the gate's table: JSON sorts the keys of `groups`
-        "expert_kind": "shared",
-        "expert_width": None,
-        "router_gradient": "detach",
-        "routing": "prefix",
-    }
-    types = {
-        "moe_layers": list[int],
-        "num_groups": int,
-        "num_experts_per_tok": int,
-        "groups": dict[str, int],
-        "expert_of_group": dict[str, list[int]],
-        "languages": list[str],
-        "expert_kind": str,
-        "expert_width": int | None,
-        "router_gradient": str,
-        "routing": str,
-    }
-    name = f"Dmoe{family.prefix}Config"
-    doc = f"{family.prefix}Config with mixture layers: moe_layers, num_groups, groups {{language tag: group}}, ..."
-    namespace = {"model_type": f"dmoe_{model_type}", "__doc__": doc, "__module__": __name__}
+def _with_arguments(parent: Any, ours: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `ours`, whose signature shows the dense forward's arguments too: Trainer and generate look there."""
 
-    def post_init(self: Any, **kwargs: Any) -> None:
-        if self.expert_width is None:
-            self.expert_width = self.intermediate_size
-        if not self.languages:
-            self.languages = list(self.groups)
-        parent.__post_init__(self, **kwargs)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return ours(self, *args, **kwargs)
 
-    return type(name, (parent,), {**namespace, "__annotations__": types, "__post_init__": post_init, **fields})
+    theirs = inspect.signature(parent.forward).parameters
+    own = [p for p in inspect.signature(ours).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    plain = [p for p in theirs.values() if p.kind is not p.VAR_KEYWORD]
+    rest = [p for p in theirs.values() if p.kind is p.VAR_KEYWORD]
+    forward.__signature__ = inspect.Signature([*plain, *own, *rest])  # type: ignore[attr-defined]
+    forward.__doc__ = ours.__doc__
+    return forward
+
+
+def _subclass(name: str, mixin: type, parent: Any, members: Mapping[str, Any]) -> Any:
+    namespace = {"__module__": __name__, "__doc__": mixin.__doc__, "dense_class": parent, **members}
+    return type(name, (mixin, parent), namespace)
+
+
+def _layer_class(family: Family, model_class: Any) -> Any:
+    """Return the class of a family's decoder layers: the one that transformers never splits over devices."""
+    module = inspect.getmodule(model_class)
+    (name,) = set(model_class._no_split_modules)
+    return getattr(module, name)
 
 
 @lru_cache
 def causal_lm_class(model_type: str) -> Any:
     """Return `Dmoe<Family>ForCausalLM` of a dense model type."""
     family = family_of(model_type)
-    dense = importlib.import_module(family.module)
-    config = config_class(model_type)
-
-    def subclass(kind: str, mixin: type, **members: Any) -> Any:
-        parent = getattr(dense, f"{family.prefix}{kind}")
-        namespace = {"__module__": __name__, "__doc__": mixin.__doc__, **members}
-        return type(f"Dmoe{family.prefix}{kind}", (mixin, parent), namespace)
-
-    layer = subclass("DecoderLayer", _DmoeLayer)
+    dense_lm, dense_model = family.dense_causal_lm_class, family.dense_model_class
+    dense_layer = _layer_class(family, dense_model)
+    layer = _subclass(f"Dmoe{dense_layer.__name__}", _DmoeLayer, dense_layer, {})
     shared = {
-        "config_class": config,
+        "config_class": config_class(model_type),
         "_no_split_modules": [layer.__name__],
         "_keep_in_fp32_modules_strict": ["language_gate"],
         "_can_compile_fullgraph": False,  # how many rows each expert gets is read on the host
     }
-    model = subclass("Model", _DmoeModel, layer_class=layer, family=family, **shared)
-    return subclass("ForCausalLM", _DmoeForCausalLM, model_class=model, **shared)
+    own = {
+        "layer_class": layer,
+        "family": family,
+        "argument_names": tuple(inspect.signature(dense_model.forward).parameters)[1:],
+    }
+    model = _subclass(f"Dmoe{class_prefix(model_type)}Model", _DmoeModel, dense_model, {**shared, **own})
+    members = {**shared, "model_class": model, "forward": _with_arguments(dense_lm, _DmoeForCausalLM.forward)}
+    return _subclass(causal_lm_name(model_type), _DmoeForCausalLM, dense_lm, members)
+
+
+def _register_model(model_type: str) -> None:
+    AutoModelForCausalLM.register(config_class(model_type), causal_lm_class(model_type), exist_ok=True)
 
 
 def register() -> None:
-    """Make every `dmoe_<family>` known to AutoConfig and AutoModelForCausalLM."""
-    for model_type in FAMILIES:
-        AutoConfig.register(f"dmoe_{model_type}", config_class(model_type), exist_ok=True)
-        AutoModelForCausalLM.register(config_class(model_type), causal_lm_class(model_type), exist_ok=True)
+    """Make every `dmoe_<family>` known to AutoConfig, and to AutoModelForCausalLM once its configuration is used."""
+    register_configs()
+    on_first_config(_register_model)
 
 
 def __getattr__(name: str) -> Any:
     """Resolve class names such as `DmoeQwen3ForCausalLM` (PEP 562): classes are made on demand."""
-    for model_type, family in FAMILIES.items():
-        if name == f"Dmoe{family.prefix}Config":
+    for model_type in FAMILIES:
+        if name == config_class(model_type).__name__:
             return config_class(model_type)
-        if name == f"Dmoe{family.prefix}ForCausalLM":
+        if name == causal_lm_name(model_type):
             return causal_lm_class(model_type)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -318,9 +321,14 @@ def is_dmoe(model: Any) -> bool:
     return isinstance(model, _DmoeForCausalLM)
 
 
+def inner_model(model: Any) -> Any:
+    """Return the decoder below a causal model's output layer, dense or mixture."""
+    return getattr(model, model.base_model_prefix)
+
+
 def mixture_layers(model: nn.Module) -> list[GroupMoe]:
     """Return the mixture blocks of a model in the order of its layers."""
     return [module for module in model.modules() if isinstance(module, GroupMoe)]
 
 
-__all__ = ["DmoeOutput", "causal_lm_class", "config_class", "is_dmoe", "mixture_layers", "register"]
+__all__ = ["DmoeOutput", "causal_lm_class", "config_class", "inner_model", "is_dmoe", "mixture_layers", "register"]

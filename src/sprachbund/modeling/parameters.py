@@ -1,9 +1,10 @@
 """How many parameters a model has, how many of them one token uses, and what a mixture layer adds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sprachbund.modeling.model import is_dmoe, mixture_layers
+from sprachbund.modeling.skeleton import dense_ffn_shape
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ def count_parameters(model: Any) -> ParameterCounts:
 def layer_cost(config: Any, *, num_groups: int, kind: Literal["shared", "copy"], width: int | None = None) -> int:
     """Return the parameters that one layer of a dense model adds when it becomes a mixture of `num_groups` experts.
 
-    The experts, three matrices each, and the router's row for each; `copy` replaces the dense FFN, `shared` keeps it.
-    `width` is that of a shared-kind expert (None: the dense FFN's), as in `expand`. `config` is the dense model's.
+    The experts, and the router's row for each; `copy` replaces the dense FFN, `shared` keeps it. `width` is that of a
+    shared-kind expert (None: the dense FFN's), as in `expand`. `config` is the dense model's.
     """
-    hidden, ffn = int(config.hidden_size), int(config.intermediate_size)
-    expert = 3 * hidden * (width if kind == "shared" and width else ffn)
-    replaced = 3 * hidden * ffn if kind == "copy" else 0
-    return num_groups * (expert + hidden) - replaced
+    dense = dense_ffn_shape(config)
+    expert = replace(dense, width=width) if kind == "shared" and width else dense
+    replaced = dense.num_parameters if kind == "copy" else 0
+    return num_groups * (expert.num_parameters + dense.hidden_size) - replaced

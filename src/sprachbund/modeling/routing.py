@@ -3,7 +3,9 @@
 Shapes: B sequences, T tokens of a sequence, N = B*T tokens, K chosen experts, G groups, E experts, D model width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -47,16 +49,21 @@ def merge_runs(counts: Sequence[int], expert_of_group: Sequence[int]) -> tuple[l
 
 @dataclass
 class RoutingContext:
-    """What every mixture layer of one forward pass needs to know.
+    """What was asked of one forward pass, and, once `decided`, what every mixture layer of it needs to know.
 
-    `group_ids`, (B, T), and the plan made from them; None under top_k, where each layer's router decides. Where
-    `wants_logits`, layers give their raw router logits, (B, T, E), to `collect`. Recomputation under gradient
-    checkpointing computes them again, as it must, but after `close`, so that nothing is collected twice.
+    Asked for: `routing`, the `given` group ids and the `token_mask`, (B, T). Decided: `group_ids`, (B, T), and the plan
+    made from them; None under top_k, where each layer's router decides. Where `wants_logits`, layers give their raw
+    router logits, (B, T, E), to `collect`. Recomputation under gradient checkpointing computes them again, as it must,
+    but after `close`, so that nothing is collected twice.
     """
 
+    routing: str | None = None
+    given: Tensor | None = None
+    token_mask: Tensor | None = None
+    wants_logits: bool = False
+    decided: bool = False
     group_ids: Tensor | None = None
     plan: Dispatch | None = None
-    wants_logits: bool = False
     router_logits: list[Tensor] = field(default_factory=list)
     closed: bool = False
 
@@ -68,3 +75,22 @@ class RoutingContext:
     def close(self) -> None:
         """End the forward pass."""
         self.closed = True
+
+
+# A context variable, not an attribute of the modules: threads that share one model must not see each other's routing.
+_CURRENT: ContextVar[RoutingContext | None] = ContextVar("sprachbund_routing", default=None)
+
+
+def current_routing() -> RoutingContext | None:
+    """Return the routing of the forward pass that is under way in this thread; None outside of one."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def routed(context: RoutingContext | None) -> Iterator[None]:
+    """Make `context` the current routing inside the block."""
+    token = _CURRENT.set(context)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)

@@ -34,7 +34,7 @@ class Scratch(Part):
 class Base(Part):
     """The dense decoder to start from: a Hub id, a local folder, or `scratch`."""
 
-    path: str | None = Field(None, description="Hub id or local folder of a dense decoder (llama or qwen3 family)")
+    path: str | None = Field(None, description="Hub id or local folder of a dense decoder (families: models.md)")
     revision: str = Field("main", description="Hub revision (branch, tag or commit)")
     trust_remote_code: bool = Field(False, description="run Python code shipped with the checkpoint; off for safety")
     scratch: Scratch | None = Field(None, description="make a small base on the spot instead; no download")

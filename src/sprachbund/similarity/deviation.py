@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 
 from sprachbund.errors import SprachbundError
-from sprachbund.similarity.matrices import matrices_of
+from sprachbund.similarity.matrices import attention_matrices, ffn_matrices
 from sprachbund.similarity.signal import LanguageProbe, Signal, Sketches, norm_of
-
-ATTENTION = "self_attn"
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def probe_language(
                 losses.append(loss)
             del optimizer  # twice the model's size, not needed for reading
             deviations.add_repeat(weights)
-    ffn_norms, attention_norms = deviations.norms(ffn), deviations.norms(ATTENTION)
+    ffn_norms, attention_norms = deviations.norms("ffn"), deviations.norms("attention")
     if not np.isfinite([*ffn_norms, *attention_norms]).all():
         raise SprachbundError(f"the probe of {tag} diverged at its last step; lower probe.learning_rate")
     return LanguageProbe(tag, {"deviation": deviations.signal()}, ffn_norms, attention_norms, losses)
@@ -132,8 +130,8 @@ class _Deviations:
 
     def __init__(self, base: Mapping[str, Tensor], *, ffn: str, layers: Sequence[int], sketches: Sketches) -> None:
         self._base, self._sketches, self._layers = base, sketches, tuple(layers)
-        self._names = {module: matrices_of(base, module) for module in (ffn, ATTENTION)}
-        self._ffn = self._names[ffn]
+        self._ffn = ffn_matrices(base, ffn)
+        self._names = {"ffn": self._ffn, "attention": attention_matrices(base, ffn)}
         self._norms: dict[str, list[list[float]]] = {module: [] for module in self._names}  # of each repeat
         self._sums: dict[int, list[Tensor]] = {}
         self._before: dict[int, Tensor] = {}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sprachbund.errors import SprachbundError
-from sprachbund.similarity.matrices import matrices_of
+from sprachbund.similarity.matrices import ffn_matrices
 from sprachbund.similarity.signal import Signal, Sketches, norm_of
 
 
@@ -35,7 +35,7 @@ def measure_gradient(
     """
     model.eval()
     parameters = dict(model.named_parameters())
-    names = dict(enumerate(matrices_of(parameters, ffn)))
+    names = dict(enumerate(ffn_matrices(parameters, ffn)))
     watched = {name: parameters[name] for layer in layers for name in names[layer]}
     sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in watched.items()}
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}

@@ -72,7 +72,7 @@ def _mean_states(model: Any, sentences: Sequence[Sequence[int]]) -> Tensor:
         ids_ST[row, : len(sentence)] = torch.as_tensor(sentence)
         mask_ST[row, : len(sentence)] = 1  # padded on the right, where causal attention never looks
     mask_ST = mask_ST.to(model.device)
-    outputs = model.model(
+    outputs = getattr(model, model.base_model_prefix)(
         input_ids=ids_ST.to(model.device), attention_mask=mask_ST, output_hidden_states=True, use_cache=False
     )
     weights_ST1 = (mask_ST / mask_ST.sum(1, keepdim=True)).unsqueeze(-1)
