@@ -8,7 +8,7 @@ from typing import NoReturn
 import typer
 
 from sprachbund import __version__
-from sprachbund.cli import make, plan, stages
+from sprachbund.cli import expand, export, inspect, make, plan, push, stages
 from sprachbund.errors import InputError, SprachbundError
 from sprachbund.run.directory import disk_error
 
@@ -40,7 +40,8 @@ def _root(
 VERBS: list[Callable[..., None]] = [
     *(make.init, make.audit, stages.run, stages.demo),
     *(plan.probe, plan.group, plan.layers),
-    *(stages.expand, stages.train, stages.evaluate, stages.report),
+    *(expand.expand, stages.train, stages.evaluate, stages.report),
+    *(inspect.inspect, export.export, push.push),
 ]
 for verb in VERBS:
     app.command()(verb)

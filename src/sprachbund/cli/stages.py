@@ -64,21 +64,6 @@ def _finish(metrics: dict[str, object], last_line: str, as_json: bool) -> None:
         typer.echo(last_line)
 
 
-def expand(
-    target: TargetArgument,
-    out: OutOption = None,
-    sets: SetOption = None,
-    seed: SeedOption = None,
-    update: UpdateOption = False,
-) -> None:
-    """Write the mixture at step 0, which computes what the base does, to RUN/expanded.
-
-    Example: `sprachbund expand examples/bible-18.yaml`
-    """
-    with pipeline(target, out, sets, seed, update) as stages:
-        typer.echo(f"expanded: {stages.expanded()}")
-
-
 def train(
     target: TargetArgument,
     out: OutOption = None,
