@@ -1,0 +1,129 @@
+"""A mixture on disk, as exports read it: its configuration, and its tensors one at a time."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sprachbund.errors import InputError
+from sprachbund.modeling.checkpoint import Checkpoint, LazyTensor
+from sprachbund.modeling.ffn import Family, family_of
+
+# What goes with a model of any architecture: how it generates, and its tokenizer.
+_TAKEN_ALONG = (
+    "generation_config.json",
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "spiece.model"),
+    *("chat_template*", "*.tiktoken"),
+)
+ROWS_AT_ONCE = 1 << 14
+
+
+def read_mixture_config(folder: Path) -> Any:
+    """Return the configuration of a mixture in a folder; raises InputError where there is none, or another model's."""
+    from transformers import AutoConfig
+
+    import sprachbund.modeling  # noqa: F401  # registers the mixtures
+
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} is no model: it has no config.json; give a run, or the folder of a mixture")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{folder / 'config.json'} cannot be read ({reason[:200]}); give a mixture's folder") from None
+    if not hasattr(config, "dense_model_type"):
+        raise InputError(
+            f"{folder} is a {config.model_type!r} model and no mixture of this package, so there is nothing to export; "
+            "give a run, or the folder of a mixture"
+        )
+    return config
+
+
+class Source:
+    """A mixture in a folder. Raises InputError, as `Checkpoint`, for weights that are damaged or lack a tensor."""
+
+    def __init__(self, folder: Path, config: Any) -> None:
+        """Open the folder's weights; no tensor is read."""
+        self.folder = folder
+        self.config = config
+        self.family: Family = family_of(config.dense_model_type)
+        self.checkpoint = Checkpoint(folder)
+        self.base_prefix = str(self.family.dense_causal_lm_class.base_model_prefix)
+        layers = re.escape(f"{self.base_prefix}.{self.family.layers}.")
+        self._ffn = re.compile(rf"{layers}(\d+)\.{re.escape(self.family.ffn)}\.")
+
+    def ffn(self, layer: int) -> str:
+        """Return the prefix of the names of a layer's FFN, with a dot at its end."""
+        return f"{self.base_prefix}.{self.family.layers}.{layer}.{self.family.ffn}."
+
+    def layer_of_ffn(self, name: str) -> int | None:
+        """Return the layer whose FFN a tensor belongs to, None for every other tensor."""
+        found = self._ffn.match(name)
+        return int(found[1]) if found else None
+
+    @property
+    def names(self) -> list[str]:
+        """The tensors that an export keeps, in the order of the files: all but the table of the language gate."""
+        return [name for name in self.checkpoint.names if name != f"{self.base_prefix}.language_gate.log_prob"]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.checkpoint
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape."""
+        self._require(name)
+        return self.checkpoint.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return a tensor's data type."""
+        self._require(name)
+        return self.checkpoint.dtype(name)
+
+    def read(self, name: str, *index: int | slice) -> Tensor:
+        """Return a tensor, or its part at whole numbers and at most one slice along the leading dimensions."""
+        self._require(name)
+        return self.checkpoint.read_part(name, *index)
+
+    def as_it_is(self, name: str, *, under: str | None = None) -> LazyTensor:
+        """Return a tensor to be written unchanged, with another name where one is given."""
+        return LazyTensor(under or name, self.shape(name), self.dtype(name), lambda: [self.read(name)])
+
+    def changed(
+        self,
+        name: str,
+        change: Callable[[Tensor], Tensor],
+        *,
+        under: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> LazyTensor:
+        """Return a tensor to be written after an elementwise change, a few rows at a time."""
+        rows = self.shape(name)[0]
+
+        def pieces() -> Iterable[Tensor]:
+            for start in range(0, rows, ROWS_AT_ONCE):
+                yield change(self.read(name, slice(start, min(start + ROWS_AT_ONCE, rows))))
+
+        return LazyTensor(under or name, self.shape(name), dtype or self.dtype(name), pieces)
+
+    def _require(self, name: str) -> None:
+        if name not in self.checkpoint:
+            raise InputError(f"{self.folder} lacks the tensor {name}, which its configuration promises; give it whole")
+
+
+def zeros(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> LazyTensor:
+    """Return a tensor of zeros to be written."""
+    return LazyTensor(name, shape, dtype, lambda: [torch.zeros(shape, dtype=dtype)])
+
+
+def take_along(source: Path, target: Path) -> None:
+    """Copy the generation settings and the tokenizer of a model's folder into another."""
+    for pattern in _TAKEN_ALONG:
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, target / file.name)

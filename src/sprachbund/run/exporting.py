@@ -1,0 +1,79 @@
+"""What an exported model is worth: its routing, measured on the development text of the run that it comes from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from sprachbund.errors import InputError
+from sprachbund.evaluation import score_language
+from sprachbund.evaluation.metrics import ROUTINGS
+from sprachbund.modeling.base import device, load_model, load_tokenizer
+from sprachbund.progress import say, track
+from sprachbund.run.data import Corpora, read_test_text
+from sprachbund.run.directory import read_run
+
+WORSE = 0.01  # by so much more than prefix, top_k is worth a warning
+
+
+def model_and_run(target: Path) -> tuple[Path, Path | None]:
+    """Return the folder of a model and the run it belongs to: from a run, RUN/model, or any other model's folder.
+
+    Raises InputError for a run that has no model yet.
+    """
+    if (target / "recipe.yaml").is_file():
+        model = target / "model"
+        if not model.is_dir():
+            raise InputError(f"the run {target} has no model yet; train it with `sprachbund train {target}`")
+        return model, target
+    run = target.resolve().parent
+    return target, run if target.resolve().name == "model" and (run / "recipe.yaml").is_file() else None
+
+
+def measure_routings(model_folder: Path, run: Path) -> dict[str, float] | None:
+    """Return the perplexity under each routing on the run's dev split: the geometric mean over languages.
+
+    Over all positions, each window without context before it, as a native engine meets a prompt. The test split is left
+    for the evaluation. None, with a word why, where the corpora are gone or too short.
+    """
+    recipe = read_run(run)
+    recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"split": "dev"})})
+    tokenizer, corpora = load_tokenizer(model_folder), Corpora(recipe)
+    try:
+        texts = {tag: read_test_text(corpora, tag, tokenizer) for tag in recipe.languages}
+    except InputError as error:
+        say(f"the routings cannot be compared on development text: {error}")
+        return None
+    model = load_model(model_folder, dtype=recipe.train.dtype).to(device()).eval()
+    found: dict[str, float] = {}
+    with track("compare routings", len(texts) * len(ROUTINGS)) as advance:
+        for routing in ROUTINGS:
+            nats = []
+            for tag, text in texts.items():
+                scores = score_language(
+                    model,
+                    text,
+                    window=recipe.evaluate.window or recipe.train.block_size,
+                    burn_in=recipe.evaluate.burn_in,
+                    batch_tokens=recipe.evaluate.batch_tokens,
+                    routing=routing,
+                    group=model.config.groups[tag],
+                )
+                nats.append(math.log(scores.perplexity))
+                advance(1, f"{routing} {tag}")
+            found[routing] = math.exp(fmean(nats))
+    return found
+
+
+def warning(dev: Mapping[str, Any]) -> str | None:
+    """Return what to tell somebody who is about to serve the learned router; None where it costs little."""
+    change = dev["top_k"] / dev["prefix"] - 1
+    if change <= WORSE:
+        return None
+    return (
+        f"warning: this engine's routing, top_k, is {change:+.1%} in perplexity against prefix on the dev text; serve "
+        "the mixture with this package, or dense models of its groups, where that matters"
+    )
