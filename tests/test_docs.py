@@ -44,9 +44,23 @@ def script(path: Path) -> ModuleType:
     return module
 
 
+def save_base(folder: Path) -> None:
+    """Save the tiny dense model that stands for the reader's own."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "eos_token_id": None, "bos_token_id": None}
+    config = AutoConfig.for_model("qwen3", **sizes, **heads)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+
 def test_the_recipe_reference_is_generated_from_the_model() -> None:
     reference = script(ROOT / "docs/generate_reference.py").reference()
     assert (ROOT / "docs/recipe.md").read_text(encoding="utf-8") == reference
+
+
+def test_the_page_of_models_is_generated_from_the_registries() -> None:
+    assert (ROOT / "docs/models.md").read_text(encoding="utf-8") == script(ROOT / "docs/generate_models.py").models()
 
 
 def test_the_results_are_generated_from_the_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +90,8 @@ def test_commands_in_the_documentation_run(
     if REFERENCE.is_dir():
         shutil.copy(REFERENCE / "bloom-560m_last3_sim_fine.csv", "similarity.csv")
         shutil.copy(REFERENCE / "delta-norms-bloom-560m.json", "norms.json")
+    if "my-base" in page.read_text(encoding="utf-8"):
+        save_base(Path("my-base"))
     for block in blocks(page, "console"):
         for line in block.splitlines():
             if not line.startswith("$ sprachbund "):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sprachbund.export.card import write_card
 from sprachbund.grouping.greedy import Grouping
 from sprachbund.modeling import count_log_prob, expand
 from sprachbund.modeling.base import device
@@ -43,7 +44,7 @@ def run_training(
     resume = last_checkpoint(folder)
     run.forget_events(stage, after_step=int(resume.name.rsplit("-", 1)[1]) if resume else 0)
     result = train(model, blocks, plan, groups=groups, folder=folder, log=partial(run.log, stage), description=stage)
-    save_model(model, tokenizer, keep, dtype=run.recipe.train.dtype)
+    save_model(model, tokenizer, keep, dtype=run.recipe.train.dtype, run=run.folder)
     return {
         "tokens": plan.num_steps * plan.batch_size * blocks.block_size,
         "tokens_per_second": round(result.tokens_per_second, 1),
@@ -56,14 +57,19 @@ def drop_checkpoints(run: Run, stage: str) -> None:
         shutil.rmtree(folder)
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path, *, dtype: str) -> None:
-    """Write a model as safetensors in a dtype, and its tokenizer: the folder then holds all of it or is not there."""
+def save_model(model: Any, tokenizer: Any, folder: Path, *, dtype: str, run: Path | None = None) -> None:
+    """Write a model as safetensors in a dtype, its tokenizer and its card: the folder holds all of it or is not there.
+
+    The card tells of the `run` that trained the model, without its scores: those are of an earlier model, if any.
+    """
     model.to(getattr(torch, dtype))
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        if run is not None:
+            write_card(temporary, run=run, evaluated=False)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     finally:

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import set_seed
 
+from sprachbund.export.card import write_card
 from sprachbund.grouping.greedy import Grouping
 from sprachbund.modeling.base import check_arithmetic, quiet
 from sprachbund.run import learning, planning, probing, scoring
@@ -92,6 +93,7 @@ class Pipeline:
         folder = self.run.path("expanded")
         model = learning.expand_base(self.run, base, self.packed, grouping, layers)
         learning.save_model(model, self.tokenizer, folder, dtype=self.run.recipe.train.dtype)
+        write_card(folder, base=self.run.recipe.base.path)  # no run: nothing has been trained
         return folder
 
     @cached_property

@@ -11,6 +11,7 @@ from typing import Any
 from sprachbund import __version__
 from sprachbund.evaluation import LanguageScores, TestText, build_metrics, score_language
 from sprachbund.evaluation.metrics import ROUTINGS
+from sprachbund.export.card import write_card
 from sprachbund.files import write_text
 from sprachbund.grouping.greedy import Grouping
 from sprachbund.memory import peak_memory_mb
@@ -65,6 +66,9 @@ def evaluate(
             scores, texts, grouping.as_dict(), facts={**_facts(run), "parameters": counts, "num_layers": num_layers}
         )
         write_text(run.path("metrics.json"), json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+        for name in ("model", "dense"):
+            if run.path(name).is_dir():
+                write_card(run.path(name), run=run.folder)
         return {"average": metrics["average"]}
 
     inputs: list[Any] = [

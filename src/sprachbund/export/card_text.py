@@ -1,0 +1,204 @@
+"""The sentences of a model card that depend on what the run was and on what it gave."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sprachbund.export.card_facts import EQUAL, ROUTINGS, Facts, language_name
+from sprachbund.export.markdown import code, markdown, ranges, signed
+
+_SHOWN = 12  # languages that a sentence names before it only counts
+_SYSTEMS = {"base": "the base before training", "dense": "the base trained on the same tokens without experts"}
+
+
+def summary(facts: Facts) -> str:
+    """Return the paragraph that says what the model is."""
+    made = " Made with sprachbund" + (f" from {code(facts.base)}." if facts.base else ".")
+    if facts.is_mixture:
+        config = facts.config
+        languages = f"{len(facts.tags)} languages in " if facts.tags else ""
+        layers = len(config.get("moe_layers") or [])
+        plural = "" if layers == 1 else "s"
+        return (
+            f"A language-group mixture of experts: {languages}{config.get('num_groups')} groups, with experts in "
+            f"{layers} layer{plural}; everything else is shared.{made}"
+        )
+    target = facts.export.get("target")
+    if target == "dense":
+        return f"One group of a language-group mixture of experts, as a plain dense model.{made}"
+    if target:
+        return f"A language-group mixture of experts, exported as {code(target)}.{made}"
+    if facts.recipe:
+        return (
+            "A dense control: the base trained on the same tokens as a language-group mixture of experts, in the same "
+            f"order, without experts.{made}"
+        )
+    return f"A dense language model.{made}"
+
+
+def export_part(facts: Facts) -> dict[str, Any] | None:
+    """Return what export.json says: how exact the export is, how its routing compares, what to know."""
+    export = facts.export
+    if not export:
+        return None
+    difference = export.get("difference")
+    text = f"Target: {code(export.get('target'))}."
+    if difference is not None:
+        text += (
+            " It was loaded in plain transformers and compared with the mixture before it was kept: their logits "
+            f"differ by at most {difference:.2g} of the largest one."
+        )
+    scores = {name: float(value) for name, value in (export.get("dev") or {}).items() if value is not None}
+    reference = next((name for name in ("prefix", "group", "top_k") if name in scores), "")
+    rows = [
+        (name, score, None if name == reference else score / scores[reference] - 1) for name, score in scores.items()
+    ]
+    if scores and facts.export_routing == "top_k":
+        text += " This architecture knows the learned router only: what it computes is the row `top_k`."
+    return {"text": text, "dev": rows, "reference": reference, "caveats": list(export.get("caveats") or [])}
+
+
+def grouping_text(facts: Facts) -> str:
+    """Return how the groups were made and how sure they are; "" where no file says it."""
+    how = facts.grouping
+    if not how.get("method"):
+        return ""
+    parts = [f"method {code(how['method'])}"]
+    if how.get("objective"):
+        parts.insert(0, f"objective {code(how['objective'])}")
+    if how.get("source"):
+        parts.insert(0, f"similarity {code(how['source'])}")
+    text = f"How the groups were made: {', '.join(parts)}{'; proven optimal' if how.get('proven') else ''}."
+    stability = how.get("stability") or {}
+    if stability.get("mean_rand") is not None:
+        text += (
+            f" Groups of {stability.get('resamples')} resamplings agree with them at an adjusted Rand index of "
+            f"{stability['mean_rand']:.2f} (1 is the same)."
+        )
+    return text
+
+
+def training(facts: Facts) -> list[str]:
+    """Return the recipe in short; [] where the model has no run."""
+    recipe = facts.recipe
+    if not recipe:
+        return []
+    train, experts = recipe.get("train") or {}, recipe.get("experts") or {}
+    tokens = facts.metrics.get("tokens") or {}
+    scratch = recipe["base"].get("scratch") if isinstance(recipe.get("base"), dict) else None
+    base = f"a {code(scratch.get('family'))} model from scratch" if scratch else code(facts.base)
+    layers = facts.config.get("moe_layers") or facts.metrics.get("moe_layers")
+    control = ", the dense control on the same ones" if tokens.get("dense") else ""
+    lines = [
+        f"Recipe {code(recipe.get('name'))}, preset {code(recipe.get('preset'))}, seed {recipe.get('seed')}",
+        f"Base: {base}",
+        f"Experts: kind {code(experts.get('kind'))}" + (f", layers {ranges(layers)}" if layers else ""),
+        f"Trained on {_count(tokens.get('moe') or train.get('tokens'))} tokens{control}: "
+        f"{_count(train.get('tokens_per_step'))} a step, in blocks of {_count(train.get('block_size'))}, at a learning "
+        f"rate of {code(train.get('learning_rate'))}",
+    ]
+    if stages := train.get("stages"):
+        lines.append("Stages: " + ", then ".join(_stage(stage) for stage in stages))
+    return lines
+
+
+def _count(number: Any) -> str:
+    return f"{number:,}" if isinstance(number, int) else "an unknown number of"
+
+
+def _stage(stage: Mapping[str, Any]) -> str:
+    return f"{stage['share']:.0%} routed by `{stage['routing']}` with a router loss of {stage.get('router_loss', 0):g}"
+
+
+def results_part(facts: Facts) -> dict[str, Any]:
+    """Return the sentences around the tables of scores."""
+    metrics = facts.metrics
+    systems = list(metrics["average"]["perplexity"])
+    meaning = ", ".join(f"`{name}` is {_SYSTEMS[name]}" for name in systems if name in _SYSTEMS)
+    own = facts.export_routing
+    of_mixture = f"These are the scores of the mixture; this export computes what `{own}` does there. " if own else ""
+    head = (
+        f"{of_mixture}Averages over {len(metrics['languages'])} languages on the {metrics.get('split', 'test')} split "
+        f"(perplexity: geometric mean; a change below zero is better); {meaning}. *After burn-in* counts positions "
+        f"with at least {metrics.get('burn_in')} tokens of context."
+    )
+    if "dense" not in systems:
+        return {"head": f"{head} No dense control was trained: the table does not show what the experts are worth.",
+                "losers": [], "systems": systems}  # fmt: skip
+    computed = [own] if own else ROUTINGS  # an export computes one of them
+    losers = [_losers(facts, routing) for routing in computed if routing in systems]
+    return {"head": head, "losers": losers, "systems": systems}
+
+
+def _losers(facts: Facts, routing: str) -> str:
+    losers = facts.losers(routing)
+    if not losers:
+        return f"Worse than the dense control under `{routing}`: no language"
+    named = ", ".join(f"{markdown(language_name(tag))} {signed(change)}" for tag, change in losers[:_SHOWN])
+    rest = f" and {len(losers) - _SHOWN} more" if len(losers) > _SHOWN else ""
+    count = f"{len(losers)} of {len(facts.scored)} languages"
+    return f"Worse than the dense control under `{routing}`: {count} ({named}{rest})"
+
+
+def limits(facts: Facts) -> list[str]:
+    """Return what a reader must know before using the model."""
+    lines = _routing_limits(facts) if facts.is_mixture else _export_limits(facts)
+    if facts.is_mixture and not facts.recipe:
+        lines.append("Nothing here says how it was trained: fresh from `expand` it computes what its dense base does")
+    if facts.metrics:
+        lines += _measured_limits(facts)
+    else:
+        lines.append("It was not scored: nothing here shows how good it is")
+    if facts.tags:
+        others = f"Languages other than its {len(facts.tags)} were not trained for and not tested"
+        lines.append(others + ("; under `prefix` they go to the group that their text looks like" * facts.is_mixture))
+    lines.append("It repeats the errors and prejudices of its training text; nothing was filtered by this package")
+    lines.append("This card sets no licence: those of the base and of the training text hold")
+    return lines
+
+
+def _routing_limits(facts: Facts) -> list[str]:
+    changes = facts.metrics.get("change_vs_dense", {})
+    prefix, top_k = (changes.get(name, {}).get("average") for name in ("prefix", "top_k"))
+    lines = []
+    if prefix is not None and top_k is not None and top_k - prefix > EQUAL:
+        lines.append(
+            f"The routings are not equally good: `top_k` is {signed(top_k)} against the dense control, `prefix` "
+            f"{signed(prefix)}; engines that know only a learned router get `top_k`"
+        )
+    elif prefix is None:
+        lines.append("The routings give different results: measure the one that is used")
+    if facts.tags:
+        cold = changes.get("prefix", {}).get("average_all_positions")
+        measured = ""
+        if cold is not None:
+            measured = f" ({signed(cold)} against the dense control over all positions, {signed(prefix)} after burn-in)"
+        lines.append(
+            f"`prefix` has little to go by in the first tokens of a text{measured}; name the language if you can"
+        )
+    return lines
+
+
+def _export_limits(facts: Facts) -> list[str]:
+    """Return what is lost against the mixture under its best routing."""
+    changes = facts.metrics.get("change_vs_dense", {})
+    top_k = changes.get("top_k", {}).get("average")
+    if facts.export_routing != "top_k" or top_k is None:
+        return []
+    best = min(changes, key=lambda routing: changes[routing]["average"])
+    better = f"; under `{best}`, which only the mixture itself can, {signed(changes[best]['average'])}"
+    return [f"`top_k` is {signed(top_k)} against the dense control{better if best != 'top_k' else ''}"]
+
+
+def _measured_limits(facts: Facts) -> list[str]:
+    sizes = sorted(int(language["tokens"]) for language in facts.scored.values())
+    lines = ["Measured was perplexity on held-out text of the same corpora: no task, and no other kind of text"]
+    if sizes:
+        lines.append(f"A language was scored on {_span(sizes)} tokens, in one run: small differences mean nothing")
+    small = (facts.metrics.get("tokens") or {}).get("moe")
+    if small is not None and small < 100_000_000:
+        lines.append(f"{small:,} training tokens are few: this is a model to study the method with")
+    return lines
+
+
+def _span(sizes: Sequence[int]) -> str:
+    return f"{sizes[0]:,}" if sizes[0] == sizes[-1] else f"{sizes[0]:,} to {sizes[-1]:,}"

@@ -1,0 +1,183 @@
+"""What a model is, from its configuration alone: nothing is downloaded but config.json, and no weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig
+
+from sprachbund.errors import InputError
+from sprachbund.modeling.base import quiet
+from sprachbund.modeling.config import dense_config
+from sprachbund.modeling.ffn import FAMILIES
+from sprachbund.modeling.ffn_weights import FfnShape
+from sprachbund.modeling.model import is_dmoe
+from sprachbund.modeling.parameters import ParameterCounts, count_parameters
+from sprachbund.modeling.skeleton import dense_ffn_shape, skeleton
+from sprachbund.modeling.tables import layer_table
+
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The mixture layers of a model of this package.
+
+    `experts` counts them per mixture layer, in the order of `layers`; `width` is an expert's, in units; `groups` has
+    the languages of each group, [] where groups have only numbers.
+    """
+
+    layers: list[int]
+    experts: list[int]
+    groups: list[list[str]]
+    kind: str
+    width: int
+    routing: str
+    num_experts_per_tok: int
+    router_gradient: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model by its configuration.
+
+    `family` is the dense model type, None for one that the registry does not know; `ffn` the dense FFN's shape there.
+    `mixture` is None for a model of another kind. `bytes` has the size of all weights per dtype, the gate's table
+    (always float32) included. `refusal` says why the model cannot be expanded; None where it can.
+    """
+
+    model_type: str
+    architecture: str
+    family: str | None
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    parameters: ParameterCounts
+    bytes: dict[str, int]
+    ffn: FfnShape | None
+    mixture: Mixture | None
+    refusal: str | None
+
+
+def describe(model: str | Path) -> Description:
+    """Describe a run's model, a folder with a config.json, or a model on the Hub.
+
+    Raises InputError where there is no configuration, or one that transformers does not know.
+    """
+    return describe_config(read_config(model))
+
+
+def read_config(model: str | Path) -> Any:
+    """Return the configuration of a run's model, of a folder, or of a model on the Hub; no code is run.
+
+    Raises InputError where there is none that can be read.
+    """
+    quiet()
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if (folder / "recipe.yaml").is_file():
+            if not (folder / "model/config.json").is_file():
+                raise InputError(f"the run {folder} has no model yet; finish it with `sprachbund run {folder}`")
+            folder = folder / "model"
+        elif not (folder / "config.json").is_file():
+            raise InputError(f"{folder} has no config.json; give the folder of a model or a run, or a Hub id")
+    elif folder.exists() or str(model).startswith((".", "/", "~")) or str(model).count("/") > 1:
+        raise InputError(f"{model} is no folder; give the folder of a model or a run, or a Hub id")
+    try:
+        return AutoConfig.from_pretrained(str(folder if folder.is_dir() else model), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"the configuration of {model} cannot be read ({_short(error)})") from error
+
+
+def describe_config(config: Any) -> Description:
+    """Describe a model by a configuration of transformers or of this package; raises InputError as `describe`."""
+    model = _skeleton(config)
+    decoder = config.get_text_config()
+    if not all(hasattr(decoder, name) for name in ("num_hidden_layers", "hidden_size", "vocab_size")):
+        raise InputError(f"a model of type {config.model_type!r} is no plain decoder, and cannot be described")
+    counts = count_parameters(model) if is_dmoe(model) else _counts_with_experts(model, decoder)
+    table = sum(buffer.numel() for name, buffer in model.named_buffers() if name.endswith("language_gate.log_prob"))
+    family = FAMILIES.get(getattr(config, "dense_model_type", config.model_type))
+    ffn, refusal = _dense_ffn(dense_config(config) if is_dmoe(model) else config)
+    return Description(
+        model_type=config.model_type,
+        architecture=type(model).__name__,
+        family=family.model_type if family else None,
+        num_layers=decoder.num_hidden_layers,
+        hidden_size=decoder.hidden_size,
+        vocab_size=decoder.vocab_size,
+        parameters=counts,
+        bytes={dtype: counts.total * size + table * 4 for dtype, size in BYTES.items()},
+        ffn=ffn,
+        mixture=_mixture(config, model) if is_dmoe(model) else None,
+        refusal=_expanded_already(config) if is_dmoe(model) else refusal,
+    )
+
+
+def _skeleton(config: Any) -> Any:
+    """Return the model without weights; raises InputError where the configuration describes none."""
+    try:
+        return skeleton(config)
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"no causal language model can be built from this configuration of type {config.model_type!r} "
+            f"({_short(error)}); give a decoder that transformers knows"
+        ) from error
+
+
+def _counts_with_experts(model: nn.Module, config: Any) -> ParameterCounts:
+    """Count a model that is not ours: all its parameters, and of routed experts those that one token uses."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    chosen = getattr(config, "num_experts_per_tok", None) or 0
+    idle = 0
+    for module in model.modules():
+        fused = [tensor for tensor in module.parameters(recurse=False) if tensor.dim() > 1]
+        count = getattr(module, "num_experts", 0)
+        if chosen and fused and all(len(tensor) == count and tensor.dim() == 3 for tensor in fused):
+            idle += sum(tensor.numel() for tensor in fused) // count * max(count - chosen, 0)
+    return ParameterCounts(total, total - idle)
+
+
+def _dense_ffn(config: Any) -> tuple[FfnShape | None, str | None]:
+    """Return the shape of a dense model's FFN, or the reason why it cannot be expanded."""
+    try:
+        shape = dense_ffn_shape(config)
+    except InputError as error:
+        return None, str(error).partition("; give ")[0]
+    if getattr(config, "quantization_config", None):
+        return shape, "the base is quantised; experts need the unquantised checkpoint"
+    return shape, None
+
+
+def _expanded_already(config: Any) -> str:
+    return f"the model is a {config.model_type!r} mixture: it has been expanded already"
+
+
+def _mixture(config: Any, model: Any) -> Mixture:
+    groups: list[list[str]] = [[] for _ in range(config.num_groups)]
+    for tag in config.languages:
+        groups[config.groups[tag]].append(tag)
+    layers = sorted(config.moe_layers)
+    return Mixture(
+        layers=layers,
+        experts=[max(layer_table(config, layer)) + 1 for layer in layers],
+        groups=groups,
+        kind=config.expert_kind,
+        width=_expert_width(model),
+        routing=config.routing,
+        num_experts_per_tok=config.num_experts_per_tok,
+        router_gradient=config.router_gradient,
+    )
+
+
+def _expert_width(model: nn.Module) -> int:
+    widths: Sequence[int] = [p.shape[-1] for name, p in model.named_parameters() if name.endswith("experts.down_proj")]
+    return widths[0]
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:240]
