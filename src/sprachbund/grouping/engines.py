@@ -41,7 +41,7 @@ class Answer:
     @property
     def proven(self) -> bool:
         """Whether nothing can be better."""
-        return self.bound <= self.value
+        return bool(self.bound <= self.value)
 
 
 class Engine(Protocol):

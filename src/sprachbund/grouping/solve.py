@@ -155,11 +155,11 @@ def _solution(
         grouping=problem.grouping(answer.labels_L),
         objective=objective,
         method=engine.method,
-        mean=problem.total(answer.labels_L) / problem.num_pairs,
-        min=problem.worst(answer.labels_L),
-        value=answer.value / of_pairs,
-        bound=answer.bound / of_pairs if isfinite(answer.bound) else None,
-        least=least,
+        mean=float(problem.total(answer.labels_L) / problem.num_pairs),
+        min=float(problem.worst(answer.labels_L)),
+        value=float(answer.value / of_pairs),
+        bound=float(answer.bound / of_pairs) if isfinite(answer.bound) else None,
+        least=None if least is None else float(least),
         proven=answer.proven if proven is None else proven,
     )
 
