@@ -61,6 +61,22 @@ def test_outputs_and_gradients_are_those_of_separate_linears(
     assert not gradients(linear_of_runs(rows, weights, bias, COUNTS, EXPERTS)[0], weights)[0][3].any()
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("counts", [COUNTS, [0, 0, 0, 12], [0, 0, 0, 0]])
+def test_runs_apart_are_the_same_runs(counts: list[int], parts: int) -> None:
+    rows, first, last = draw(sum(counts), 3), draw(4, 6, 3, seed=1), draw(4, 5, 6 // parts, seed=2)
+    whole = linear_of_runs(rows, first, None, counts, EXPERTS, parts=parts)
+    (expected,) = linear_of_runs(whole[0], last, None, counts, EXPERTS)
+    apart = linear_of_runs(rows, first, None, counts, EXPERTS, parts=parts, apart=True)
+    assert [len(piece) for piece in apart[::parts]] == ([count for count in counts if count] or [0])
+    for part in range(parts):
+        assert torch.equal(torch.cat(apart[part::parts]), whole[part])
+    (found,) = linear_of_runs(apart[::parts], last, None, counts, EXPERTS)
+    torch.testing.assert_close(found, expected)  # to the bit only where rows begin at the same alignment
+    for ours, theirs in zip(gradients(found, rows, first, last), gradients(expected, rows, first, last), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_rows", [1, 7, 36])
 def test_one_run_is_linear_to_the_last_bit_with_its_gradients(num_rows: int, dtype: torch.dtype) -> None:

@@ -235,8 +235,8 @@ def caveats(target: Target, config: Any, *, everywhere: bool) -> list[str]:
     found: list[str] = []
     if folded(target, config):
         found.append(
-            f"the FFN for all tokens is stored in each of the {num_experts(config)} experts of a layer, and computed for "
-            f"each of the {min(config.num_experts_per_tok, num_experts(config))} that a token chooses"
+            f"the FFN for all tokens is stored in each of the {num_experts(config)} experts of a layer, and computed "
+            f"for each of the {min(config.num_experts_per_tok, num_experts(config))} that a token chooses"
         )
     widths = (config.hidden_size, native_width(target, config))
     if any(width % 8 for width in widths):
@@ -296,10 +296,9 @@ def find_target(config: Any, name: str, *, densify: bool = False) -> tuple[Targe
     by_name: Mapping[str, Target] = {target.name: target for target in TARGETS}
     if name != "native":
         if name not in by_name:
-            known = ", ".join(["native", "dense", *by_name])
-            raise InputError(
-                f"--to {name} is no architecture to export to{nearest(name, by_name) or f'; give {known}'}"
-            )
+            known = ["native", "dense", *by_name]
+            near = nearest(name, known) or f"; give {', '.join(known)}"
+            raise InputError(f"--to {name} is no architecture to export to{near}")
         found = verdict(by_name[name], config, densify=densify)
         if not found.exact:
             raise InputError(f"{name} cannot compute what this model does: it {'; it '.join(found.reasons)}; {INSTEAD}")

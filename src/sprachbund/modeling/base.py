@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -30,8 +31,9 @@ def check_arithmetic(dtype: str) -> None:
 
 
 def quiet() -> None:
-    """Leave progress and warnings to us: transformers speaks only of errors."""
+    """Leave progress and warnings to us: transformers and the Hub's client speak only of errors."""
     transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()
 
 

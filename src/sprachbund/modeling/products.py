@@ -140,7 +140,8 @@ class _RunLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weights_EOD, bias_EO, *pieces = ctx.saved_tensors
         runs, parts, _, dtype = ctx.settings
-        needs_rows, needs_weights, needs_bias = any(ctx.needs_input_grad[3:]), *ctx.needs_input_grad[1:3]
+        _, needs_weights, needs_bias, *needs_pieces = ctx.needs_input_grad
+        needs_rows = any(needs_pieces)
         width = weights_EOD.shape[1] // parts
         grad_pieces = [piece.new_empty(piece.shape) for piece in pieces] if needs_rows else []
         grad_weights_EOD = _gradient_of(weights_EOD, {run.expert for run in runs}) if needs_weights else None
