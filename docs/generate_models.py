@@ -60,11 +60,29 @@ A run's mixture, one of its groups as a plain dense model, and an upload (privat
 
 ```
 sprachbund inspect runs/demo
-sprachbund export runs/demo --to dense --language swh_Latn --out swahili
+sprachbund export runs/demo --to dense --language spa_Latn --out spanish
 sprachbund push runs/demo OWNER/NAME
 ```
 
 Every saved model has a model card, README.md: languages, groups, recipe, the numbers of its run, what loses, limits.
+
+What `expand` promises: with a router of zeros, its default, the mixture's logits equal the dense model's bit by bit, in
+float32 and bfloat16, however the tokens are routed; with a random router within 1e-5. (Copies under `group` or `prefix`
+compute a batch of several groups in several products, whose last bit may differ from that of one.) The tests check this
+for every family, with saving and loading, generation with caches and beams, padding, mixed batches, gradient
+checkpointing, torch.compile, and LoRA.
+
+Experts are fused tensors, as in transformers: for LoRA, PEFT takes them as `target_parameters`, attention as
+`target_modules` as usual. (GPT-2's `Conv1D` and the experts want two adapters: PEFT has one memory layout for each.)
+
+```python
+from peft import LoraConfig, get_peft_model
+
+config = LoraConfig(
+    r=8, target_modules=["q_proj", "v_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+)
+model = get_peft_model(model, config)
+```
 
 ## Families
 
@@ -84,7 +102,9 @@ EXPORTS_HEAD = """## Exports to native architectures
 class without this package, loads it in a fresh process and compares logits and a greedy generation before it is kept.
 Native architectures route every token by the learned router (`top_k`) and by nothing else: of a run, `export` measures
 on the dev text what that costs against `prefix` and `group`, and writes it into the card. Where dense layers are not
-allowed, `--densify` stores them as identical experts. `sprachbund export --list MODEL` gives the verdict for one model,
+allowed, `--densify` stores them as identical experts. Experts of kind `shared` need an FFN for all tokens beside them,
+which Qwen2-MoE has; elsewhere it becomes a part of every expert. That is exact, since the weights of the chosen experts
+sum to 1, but costs memory and time. `sprachbund export --list MODEL` gives the verdict for one model,
 with every reason and caveat.
 """
 CAVEATS_HEAD = """What `--list` warns of, for the families' default configurations with 6 groups (of vLLM and llama.cpp

@@ -165,7 +165,8 @@ def test_paths_that_do_not_exist_are_not_looked_up_on_the_hub(tmp_path: Path) ->
 
 
 def test_a_hub_id_that_cannot_be_had_is_one_sentence() -> None:
-    with pytest.raises(InputError, match=r"^the configuration of no-one/nothing-here cannot be read \(.+\)$"):
+    said = r"^the configuration of no-one/nothing-here cannot be read \(.+\); give the folder"
+    with pytest.raises(InputError, match=said):
         read_config("no-one/nothing-here")
 
 

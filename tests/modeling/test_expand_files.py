@@ -250,7 +250,7 @@ def test_a_checkpoint_that_is_not_its_configurations_is_refused(
         ({"model_type": None}, "cannot be read ("),
         ({"hidden_size": "wide"}, "cannot be read ("),
         ({"num_attention_heads": 0}, "cannot be read ("),
-        ({"hidden_act": "no_such"}, "no model can be built from "),
+        ({"hidden_act": "no_such"}, "no causal language model can be built from this configuration of type"),
     ],
 )
 def test_a_configuration_that_cannot_be_expanded_is_refused(

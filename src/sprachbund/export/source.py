@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sprachbund.errors import InputError
+from sprachbund.modeling.base import load_config
 from sprachbund.modeling.checkpoint import Checkpoint, LazyTensor
 from sprachbund.modeling.ffn import Family, family_of
 
@@ -26,17 +27,9 @@ ROWS_AT_ONCE = 1 << 14
 
 def read_mixture_config(folder: Path) -> Any:
     """Return the configuration of a mixture in a folder; raises InputError where there is none, or another model's."""
-    from transformers import AutoConfig
-
-    import sprachbund.modeling  # noqa: F401  # registers the mixtures
-
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} is no model: it has no config.json; give a run, or the folder of a mixture")
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{folder / 'config.json'} cannot be read ({reason[:200]}); give a mixture's folder") from None
+    config = load_config(folder)
     if not hasattr(config, "dense_model_type"):
         raise InputError(
             f"{folder} is a {config.model_type!r} model and no mixture of this package, so there is nothing to export; "

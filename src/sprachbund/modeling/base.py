@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -112,13 +113,25 @@ def load_tokenizer(path: str | Path, *, revision: str = "main", trust_remote_cod
     return tokenizer
 
 
-def read_config(base: Base) -> Any:
-    """Return the configuration of a base that is not from scratch; raises InputError where it cannot be read."""
+def load_config(model: str | Path, *, revision: str = "main", trust_remote_code: bool = False) -> Any:
+    """Return the configuration of a model, a folder or a Hub id; raises InputError where it cannot be read."""
     quiet()
     try:
-        return AutoConfig.from_pretrained(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise _unreadable("model", base.path or "", error) from error
+        return AutoConfig.from_pretrained(str(model), revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:240]
+        raise InputError(
+            f"the configuration of {model} cannot be read ({reason}); give the folder of a model, or a Hub id that you "
+            "have access to"
+        ) from error
+
+
+def read_config(base: Base) -> Any:
+    """Return the configuration of a recipe's base; raises InputError where it cannot be read."""
+    try:
+        return load_config(base.path or "", revision=base.revision, trust_remote_code=base.trust_remote_code)
+    except InputError as error:
+        raise _unreadable("model", base.path or "", error.__cause__ or error) from error
 
 
 def check_base(recipe: Recipe) -> None:
@@ -140,7 +153,7 @@ def check_base(recipe: Recipe) -> None:
         raise InputError(str(error)) from None
 
 
-def _unreadable(what: str, path: str | Path, error: Exception) -> InputError:
+def _unreadable(what: str, path: str | Path, error: BaseException) -> InputError:
     reason = " ".join(str(error).split())
     return InputError(
         f"base: the {what} of {str(path)!r} cannot be loaded ({reason[:240]}); give a Hub id that you have access to, "

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig
 
 from sprachbund.errors import InputError
-from sprachbund.modeling.base import quiet
+from sprachbund.modeling.base import load_config
 from sprachbund.modeling.config import dense_config
 from sprachbund.modeling.ffn import FAMILIES
 from sprachbund.modeling.ffn_weights import FfnShape
@@ -76,7 +75,6 @@ def read_config(model: str | Path) -> Any:
 
     Raises InputError where there is none that can be read.
     """
-    quiet()
     folder = Path(model).expanduser()
     if folder.is_dir():
         if (folder / "recipe.yaml").is_file():
@@ -87,15 +85,12 @@ def read_config(model: str | Path) -> Any:
             raise InputError(f"{folder} has no config.json; give the folder of a model or a run, or a Hub id")
     elif folder.exists() or str(model).startswith((".", "/", "~")) or str(model).count("/") > 1:
         raise InputError(f"{model} is no folder; give the folder of a model or a run, or a Hub id")
-    try:
-        return AutoConfig.from_pretrained(str(folder if folder.is_dir() else model), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"the configuration of {model} cannot be read ({_short(error)})") from error
+    return load_config(folder if folder.is_dir() else model)
 
 
 def describe_config(config: Any) -> Description:
     """Describe a model by a configuration of transformers or of this package; raises InputError as `describe`."""
-    model = _skeleton(config)
+    model = skeleton(config)
     decoder = config.get_text_config()
     if not all(hasattr(decoder, name) for name in ("num_hidden_layers", "hidden_size", "vocab_size")):
         raise InputError(f"a model of type {config.model_type!r} is no plain decoder, and cannot be described")
@@ -116,17 +111,6 @@ def describe_config(config: Any) -> Description:
         mixture=_mixture(config, model) if is_dmoe(model) else None,
         refusal=_expanded_already(config) if is_dmoe(model) else refusal,
     )
-
-
-def _skeleton(config: Any) -> Any:
-    """Return the model without weights; raises InputError where the configuration describes none."""
-    try:
-        return skeleton(config)
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"no causal language model can be built from this configuration of type {config.model_type!r} "
-            f"({_short(error)}); give a decoder that transformers knows"
-        ) from error
 
 
 def _counts_with_experts(model: nn.Module, config: Any) -> ParameterCounts:
@@ -177,7 +161,3 @@ def _mixture(config: Any, model: Any) -> Mixture:
 def _expert_width(model: nn.Module) -> int:
     widths: Sequence[int] = [p.shape[-1] for name, p in model.named_parameters() if name.endswith("experts.down_proj")]
     return widths[0]
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:240]

@@ -85,7 +85,7 @@ def mixture_config(
     """
     family = family_of(dense.model_type, dense)
     if getattr(dense, "quantization_config", None):
-        raise InputError("the base is quantised, which experts cannot be made of; give the unquantised checkpoint")
+        raise InputError("the base is quantised, which cannot be expanded; give the unquantised checkpoint")
     tables = dict(sorted((expert_of_group or {}).items()))
     layers = list(tables) if moe_layers is None else list(moe_layers)
     check_layers(dense.num_hidden_layers, layers)

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import AutoConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from sprachbund.errors import InputError
-from sprachbund.modeling.base import quiet
+from sprachbund.modeling.base import load_config
 from sprachbund.modeling.checkpoint import (
     Checkpoint,
     LazyTensor,
@@ -56,7 +54,7 @@ _ROWS = 1 << 16  # of the gate's table, written at a time
 
 @dataclass(frozen=True)
 class Expanded:
-    """What was written: the mixture's configuration, its parameters and the size of its files in bytes."""
+    """What was written: the mixture's configuration and its parameters."""
 
     config: Any
     parameters: ParameterCounts
@@ -90,7 +88,7 @@ def expand_files(
     """
     refuse_existing(out)
     folder = fetch(str(base), revision=revision)
-    dense_config = _read_config(folder)
+    dense_config = load_config(folder)
     family = family_of(dense_config.model_type, dense_config)
     config = mixture_config(
         dense_config,
@@ -104,7 +102,7 @@ def expand_files(
         router_gradient=router_gradient,
         routing=routing,
     )
-    dense = open_dense(folder, _skeleton(dense_config, folder))
+    dense = open_dense(folder, skeleton(dense_config))
     tensors = list(_tensors(dense, family, config, router_init=router_init, seed=seed))
     config.architectures = [causal_lm_name(dense_config.model_type)]
     if config.dtype is None:  # else the gate's table, in float32, could decide the type that the model is loaded in
@@ -117,28 +115,6 @@ def expand_files(
         _write_generation_config(folder, unfinished, dense.model)
         copy_tokenizer(folder, unfinished)
     return Expanded(config, counts)
-
-
-def _read_config(folder: Path) -> Any:
-    quiet()
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"the configuration of {folder} cannot be read ({reason[:240]}); give a dense model"
-        ) from error
-    if getattr(config, "quantization_config", None):
-        raise InputError(f"the base {folder} is quantised, which cannot be expanded; give the unquantised checkpoint")
-    return config
-
-
-def _skeleton(config: Any, folder: Path) -> Any:
-    try:
-        return skeleton(config)
-    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"no model can be built from {folder / 'config.json'} ({reason[:240]}); correct it") from error
 
 
 @dataclass(frozen=True)

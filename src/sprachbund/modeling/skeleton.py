@@ -5,15 +5,26 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from sprachbund.errors import InputError
 from sprachbund.modeling.ffn import family_of
 from sprachbund.modeling.ffn_weights import FfnShape, ffn_shape_of
 from sprachbund.modeling.model import inner_model
 
 
 def skeleton(config: Any) -> Any:
-    """Return the causal model of a configuration, dense or mixture, on the meta device: no memory, no weights."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    """Return the causal model of a configuration, dense or mixture, on the meta device: no memory, no weights.
+
+    Raises InputError where the configuration describes none.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError, ArithmeticError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:240]
+        raise InputError(
+            f"no causal language model can be built from this configuration of type {config.model_type!r} ({reason}); "
+            "give a decoder that transformers knows"
+        ) from error
     model.tie_weights()
     return model
 
