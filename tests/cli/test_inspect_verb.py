@@ -82,7 +82,7 @@ def test_what_is_not_possible_says_why(tmp_path: Path, cli: CommandLine) -> None
     assert "layers      2, all of them mixtures" in lines
     assert "groups      3, without languages" in lines
     assert "routing     top_k where none is asked for; top_k chooses 2 experts" in lines
-    assert lines[-2].startswith("exports     dense: no, the FFN of bloom models has a fixed width")
+    assert lines[-2].startswith("exports     dense: no, the FFNs of bloom models have a fixed width")
     assert lines[-1] == "            native: no, no architecture of transformers extends bloom models"
     AutoConfig.for_model("opt", num_hidden_layers=1, hidden_size=12).save_pretrained(tmp_path / "opt")
     assert "expand      not possible: the base is a 'opt' model, which cannot" in cli("inspect", tmp_path / "opt").out

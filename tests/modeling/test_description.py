@@ -58,7 +58,9 @@ def test_counts_of_every_family_are_the_closed_form(family: str, kind: Any) -> N
     if kind == "copy":
         assert found.parameters == ParameterCounts(total + 2 * expert + routers, total)
     else:
-        assert found.parameters == ParameterCounts(total + 3 * expert + routers, total + expert)
+        assert found.parameters == ParameterCounts(
+            total + 3 * expert + routers + plain.ffn.activation, total + expert + plain.ffn.activation
+        )
     assert found.mixture is not None
     assert (found.mixture.experts, found.mixture.width) == ([3], plain.ffn.width)
     table = 4 * base.vocab_size * 3  # the gate's, always float32

@@ -72,7 +72,6 @@ def test_every_family_becomes_what_it_becomes_in_memory(family: str, tmp_path: P
         twin = expand(model, **options)
         assert_same(tmp_path / name, twin)
         assert done.parameters == count_parameters(twin)
-        assert done.num_bytes == sum(path.stat().st_size for path in (tmp_path / name).iterdir())
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])

@@ -28,9 +28,14 @@ from sprachbund.modeling.tables import layer_table
 def why_not_dense(config: Any) -> str | None:
     """Say why a group cannot be folded into a dense model; None where it can."""
     base = config.dense_model_type
+    if config.expert_kind == "shared" and family_of(base).trained_activation:
+        return (
+            f"the FFNs of {base} models have activation functions with trained weights, so that one FFN cannot hold "
+            "the shared FFN and an expert; only a mixture of kind copy can be exported as a dense model"
+        )
     if config.expert_kind == "shared" and family_of(base).width is None:
         return (
-            f"the FFN of {base} models has a fixed width, so that one FFN cannot hold the shared FFN and an expert; "
+            f"the FFNs of {base} models have a fixed width, so that one FFN cannot hold the shared FFN and an expert; "
             "only a mixture of kind copy can be exported as a dense model"
         )
     return None
@@ -46,7 +51,7 @@ def dense_verdict(config: Any) -> Verdict:
 def specialist_config(source: Source) -> Any:
     """Return the dense configuration, its FFN widened by an expert where experts are of kind `shared`.
 
-    Raises InputError where the family's FFN has a fixed width.
+    Raises InputError where one FFN cannot hold both.
     """
     if reason := why_not_dense(source.config):
         raise InputError(reason)
@@ -105,6 +110,8 @@ class _Folded:
         """Return one tensor of a layer's FFN, to be written."""
         prefix = self.source.ffn(layer)
         key = name.removeprefix(prefix)
+        if (weight := self.source.family.of_activation(key)) is not None and layer in self.config.moe_layers:
+            return self.source.as_it_is(f"{prefix}experts.act_fn.{weight}", under=name)
         bias = key == f"{self.source.family.down}.bias"
         summed = self.shared and layer in self.config.moe_layers and bias
         return LazyTensor(name, shape, torch.float32 if summed else self._dtype(layer), lambda: [self.ffn(layer)[key]])

@@ -197,6 +197,9 @@ def _start(
         )
         for name, tensor in start.items():
             getattr(moe.experts, name)[expert].copy_(tensor)
+    if family.trained_activation:
+        weights = {family.of_activation(name): tensor for name, tensor in dense_ffn.items()}
+        moe.experts.act_fn.load_state_dict({name: tensor for name, tensor in weights.items() if name is not None})
     weight = moe.gate.weight
     weight.copy_(starting_router(router_name(layer), weight.shape, init=router_init, seed=seed, dtype=weight.dtype))
 
@@ -220,12 +223,19 @@ def _load_dense(twin: Any, model: Any, family: Family, config: Any) -> None:
 
 
 def dense_name_in_twin(name: str, family: Family, config: Any) -> str | None:
-    """Return a dense tensor's name in the twin: a chosen FFN is the shared expert, or, among copies, gone (None)."""
+    """Return a dense tensor's name in the twin.
+
+    A chosen FFN is the shared expert, or, among copies, gone (None), but for the weights of its activation function.
+    """
     base = family.dense_causal_lm_class.base_model_prefix
     for index in config.moe_layers:
         prefix = f"{base}.{family.layers}.{index}.{family.ffn}."
         if name.startswith(prefix):
-            return f"{prefix}shared_expert.{name.removeprefix(prefix)}" if config.expert_kind == "shared" else None
+            below = name.removeprefix(prefix)
+            if config.expert_kind == "shared":
+                return f"{prefix}shared_expert.{below}"
+            weight = family.of_activation(below)
+            return None if weight is None else f"{prefix}experts.act_fn.{weight}"
     return name
 
 

@@ -279,6 +279,11 @@ def _layer_tensors(
 
     for key, one in expert.tensors().items():
         yield LazyTensor(f"{prefix}experts.{key}", (num_experts, *one), dtype, partial(experts, key))
+    if config.expert_kind == "shared":  # copies have taken over the FFN's own
+        for below, name in own.items():
+            if (weight := family.of_activation(below)) is not None:
+                kept = f"{prefix}experts.act_fn.{weight}"
+                yield LazyTensor(kept, dense.shape(name), dense.dtype_of(name), partial(_whole, dense, name))
     router = (num_experts, shape.hidden_size)
     draw = partial(starting_router, router_name(layer), router, init=router_init, seed=seed, dtype=dtype)
     yield LazyTensor(f"{prefix}gate.weight", router, dtype, lambda: [draw()])

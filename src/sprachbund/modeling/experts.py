@@ -5,6 +5,7 @@ Shapes: N tokens, K chosen experts, M rows (N, or N*K), G groups, E experts (as 
 share one), D model width, F expert width, B sequences, T tokens of a sequence.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -241,7 +242,7 @@ def build_moe(config: Any, family: Family, dense_ffn: nn.Module, *, layer: int) 
         config,
         num_experts,
         replace(shape, width=config.expert_width or shape.width),
-        _activation(family, dense_ffn),
+        _activation(family, dense_ffn, shared=config.expert_kind == "shared"),
         fused=family.gate_up is not None,
     )
     return GroupMoe(
@@ -253,9 +254,11 @@ def build_moe(config: Any, family: Family, dense_ffn: nn.Module, *, layer: int) 
     )
 
 
-def _activation(family: Family, dense_ffn: nn.Module) -> Any:
+def _activation(family: Family, dense_ffn: nn.Module, *, shared: bool) -> Any:
     """Return the FFN's own activation function."""
     name = family.activation
+    if family.trained_activation and shared:  # weights that are trained apart from the FFN's
+        return copy.deepcopy(getattr(dense_ffn, name))
     return ACT2FN[name.removeprefix("=")] if name.startswith("=") else getattr(dense_ffn, name)
 
 

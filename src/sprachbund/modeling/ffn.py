@@ -22,8 +22,9 @@ class Family:
     activation function, or `=NAME` for the function of that name where the FFN has no such attribute.
 
     `transposed`: weights are (in, out), as in transformers' Conv1D. `residual`: the FFN is given the residual as well
-    and adds it. `dropout` is the configuration's dotted field with the dropout that the FFN applies to its output.
-    `width` is the configuration's field with the FFN's width; None where the family fixes it.
+    and adds it. `trained_activation`: the activation function has weights, which the experts of a layer share.
+    `dropout` is the configuration's dotted field with the dropout that the FFN applies to its output. `width` is the
+    configuration's field with the FFN's width; None where the family fixes it.
     """
 
     model_type: str
@@ -36,6 +37,7 @@ class Family:
     layers: str = "layers"
     transposed: bool = False
     residual: bool = False
+    trained_activation: bool = False
     dropout: str | None = None
     width: str | None = "intermediate_size"
 
@@ -43,6 +45,11 @@ class Family:
     def gated(self) -> bool:
         """Has the FFN a gate?"""
         return self.gate is not None or self.gate_up is not None
+
+    def of_activation(self, name: str) -> str | None:
+        """Return the name within a trained activation function of an FFN's tensor; None for every other tensor."""
+        prefix = f"{self.activation}."
+        return name.removeprefix(prefix) if self.trained_activation and name.startswith(prefix) else None
 
     @property
     def dense_config_class(self) -> Any:
@@ -83,6 +90,7 @@ FAMILIES = {
         Family("lfm2", ffn="feed_forward", gate="w1", up="w3", down="w2", activation="=silu", width=None),
         *(_fused(model_type) for model_type in ("phi3", "glm", "glm4")),
         *(_ungated(model_type, "up_proj", "down_proj", "act_fn") for model_type in ("nemotron", "arcee", "jais2")),
+        _ungated("apertus", "up_proj", "down_proj", "act_fn", trained_activation=True),
         _ungated("nanochat", "fc1", "fc2", "activation_fn"),
         _ungated("phi", "fc1", "fc2", "activation_fn"),
         _ungated("persimmon", "dense_h_to_4h", "dense_4h_to_h"),
@@ -122,7 +130,6 @@ _INLINE = "its decoder layer computes the FFN itself, without a module that coul
 REFUSED = {
     **dict.fromkeys(("opt", "xglm", "biogpt", "bart", "mbart"), _INLINE),
     "bitnet": "its FFN normalises between its projections and its weights are ternary",
-    "apertus": "its activation function has trained weights of its own, which experts do not support",
 }
 # Configuration fields that only mixtures of experts have.
 _MIXTURE_FIELDS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")

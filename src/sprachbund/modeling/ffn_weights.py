@@ -7,6 +7,7 @@ Shapes: D model width, F FFN width.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +18,20 @@ from sprachbund.modeling.ffn import Family
 
 @dataclass(frozen=True)
 class FfnShape:
-    """The shape of an FFN or of an expert: model width D, own width F, whether it has a gate, whether biases."""
+    """The shape of an FFN or of an expert: model width D, own width F, whether it has a gate, whether biases.
+
+    `activation` counts the weights of the activation function, which the experts of a layer share.
+    """
 
     hidden_size: int
     width: int
     gated: bool
     bias: bool
+    activation: int = 0
 
     @property
     def num_parameters(self) -> int:
-        """Weights and biases of one FFN of this shape."""
+        """Weights and biases of the projections of one FFN of this shape."""
         first = 2 * self.width if self.gated else self.width
         biases = first + self.hidden_size if self.bias else 0
         return first * self.hidden_size + self.hidden_size * self.width + biases
@@ -52,6 +57,8 @@ def ffn_shape(family: Family, shapes: Mapping[str, tuple[int, ...]]) -> FfnShape
     Raises InputError where a projection is missing, there are tensors that an expert would lose, or only some of the
     projections have biases.
     """
+    activation = {name: shape for name, shape in shapes.items() if family.of_activation(name) is not None}
+    shapes = {name: shape for name, shape in shapes.items() if name not in activation}
     projections = ffn_tensors(family)
     known = {f"{name}.{kind}" for name in projections for kind in ("weight", "bias")}
     if lost := sorted(set(shapes) - known):
@@ -63,7 +70,7 @@ def ffn_shape(family: Family, shapes: Mapping[str, tuple[int, ...]]) -> FfnShape
         raise InputError(f"the FFN of this {family.model_type} model has biases in some of its projections only")
     out_in = shapes[f"{family.down}.weight"]
     hidden_size, width = reversed(out_in) if family.transposed else out_in
-    return FfnShape(hidden_size, width, family.gated, biases.pop())
+    return FfnShape(hidden_size, width, family.gated, biases.pop(), sum(map(prod, activation.values())))
 
 
 def ffn_shape_of(family: Family, ffn: nn.Module) -> FfnShape:

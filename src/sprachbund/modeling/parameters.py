@@ -24,7 +24,8 @@ def count_parameters(model: Any) -> ParameterCounts:
         return ParameterCounts(total, total)
     idle = 0
     for moe in mixture_layers(model):
-        experts = sum(parameter.numel() for parameter in moe.experts.parameters())
+        # what is theirs alone: the weights of an activation function are shared
+        experts = sum(parameter.numel() for parameter in moe.experts.parameters(recurse=False))
         idle += experts - experts // moe.experts.num_experts + moe.gate.weight.numel()
     return ParameterCounts(total, total - idle)
 
@@ -37,5 +38,6 @@ def layer_cost(config: Any, *, num_groups: int, kind: Literal["shared", "copy"],
     """
     dense = dense_ffn_shape(config)
     expert = replace(dense, width=width) if kind == "shared" and width else dense
-    replaced = dense.num_parameters if kind == "copy" else 0
+    # experts beside the FFN have an activation function of their own, experts in its place have taken over its own
+    replaced = dense.num_parameters if kind == "copy" else -dense.activation
     return num_groups * (expert.num_parameters + dense.hidden_size) - replaced
