@@ -177,7 +177,7 @@ def test_a_hub_id_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def stand_in(name: str, **options: Any) -> Any:
         asked.append(name)
-        assert options == {"trust_remote_code": False}
+        assert options == {"revision": "main", "trust_remote_code": False}
         return tiny_config("qwen3")
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", stand_in)

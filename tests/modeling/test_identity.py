@@ -156,7 +156,7 @@ def test_what_cannot_be_expanded_is_refused(
         (
             {"model_type": "opt"},
             "the base is a 'opt' model, which cannot be expanded: its decoder layer computes the FFN itself, without a "
-            "module that could be replaced; give a dense decoder of one of arcee, bloom, ",
+            "module that could be replaced; give a dense decoder of one of apertus, arcee, bloom, ",
         ),
         ({"model_type": "mixtral", "num_local_experts": 8}, "the base is a 'mixtral' model, a mixture of experts"),
         ({"model_type": "dmoe_llama"}, "the base is a 'dmoe_llama' model: it has been expanded already; give"),

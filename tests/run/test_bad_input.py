@@ -111,7 +111,7 @@ def test_a_base_of_another_family(fail: Fail, tiny: Path) -> None:
     said = fail(write_base(tiny, model_type="xglm"))
     assert said.status == 2
     assert said.err.startswith("sprachbund: the base is a 'xglm' model, which cannot be expanded: its decoder layer")
-    assert "; give a dense decoder of one of arcee, bloom, " in said.err
+    assert "; give a dense decoder of one of apertus, arcee, bloom, " in said.err
     assert said.err.count("\n") == 1
     assert not (tiny.parent / "run").exists()
 
