@@ -89,7 +89,7 @@ def results() -> str:
         "18 languages of the New Testament (`examples/bible-18.yaml`)",
         "bible-18",
         "`python benchmarks/bible.py`. Seconds of `native` and `paper` are without base and probe, which they share "
-        "with the default of the same seed. " + GREEDY,
+        "with the default of the same seed.",
     )
     lines += _section(
         "The demo: 24 languages of the embedded CLDR corpus",
