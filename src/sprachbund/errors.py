@@ -12,6 +12,11 @@ class InputError(SprachbundError):
     """What the user gave is wrong: a file, a recipe, an argument (exit status 2)."""
 
 
+def brief(error: object) -> str:
+    """Return what a library's error says, on one line and cut, to stand in brackets in a sentence of ours."""
+    return " ".join(str(error).split())[:240]
+
+
 def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:
     """Return ", did you mean 'x' or 'y'?" for the known names nearest to `name`, or "" where none is near."""
     lowered = {candidate.lower(): candidate for candidate in known}

@@ -53,6 +53,19 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
+def model_of(target: Path) -> Path:
+    """Return the folder of a run's model, or `target` itself where it is no run.
+
+    Raises:
+        InputError: the run has no model yet.
+    """
+    if not (target / "recipe.yaml").is_file():
+        return target
+    if not (target / "model/config.json").is_file():
+        raise InputError(f"the run {target} has no model yet; finish it with `sprachbund run {target}`")
+    return target / "model"
+
+
 def describe(value: object) -> str:
     """Name a JSON value for an error message, cut so that a large one does not flood the terminal."""
     text = json.dumps(value, ensure_ascii=False)

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from sprachbund.errors import InputError, nearest
+from sprachbund.errors import InputError, brief, nearest
 from sprachbund.recipe import Recipe
 
 PRESETS = ("default", "paper", "native")
@@ -58,7 +58,7 @@ def parse_yaml(text: str, name: str) -> Any:
         where = f"{name}, line {mark.line + 1}, column {mark.column + 1}" if mark else name
         raise InputError(f"{where}: {error.problem}; give valid YAML with every key once") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # the last two: "!!int x", brackets in thousands
-        raise InputError(f"{name}: no valid YAML ({' '.join(str(error).split())}); correct it") from None
+        raise InputError(f"{name}: no valid YAML ({brief(error)}); correct it") from None
 
 
 def packaged(name: str) -> str:

@@ -80,7 +80,6 @@ def test_what_is_written_is_read_back_name_by_name(tmp_path: Path) -> None:
     assert set(checkpoint.names) == set(expected)
     assert "weight" in checkpoint
     assert "bias" not in checkpoint
-    assert checkpoint.largest_file == (tmp_path / "model.safetensors").stat().st_size
     for name, tensor in expected.items():
         found = checkpoint.read(name)
         assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
@@ -133,7 +132,6 @@ def test_large_checkpoints_are_sharded_with_an_index(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     checkpoint = Checkpoint(tmp_path)
     assert checkpoint.names == list(expected)
-    assert 3600 < checkpoint.largest_file < 3800
     for name, tensor in expected.items():
         assert torch.equal(checkpoint.read(name), tensor)
 

@@ -24,7 +24,7 @@ def test_a_model_is_found_in_its_run_and_the_run_by_its_model(finished: Path, tm
     assert model_and_run(tmp_path / "model") == (tmp_path / "model", None)
     (tmp_path / "recipe.yaml").write_text("")
     shutil.rmtree(tmp_path / "model")
-    with pytest.raises(InputError, match=r"has no model yet; train it with `sprachbund train "):
+    with pytest.raises(InputError, match=r"has no model yet; finish it with `sprachbund run "):
         model_and_run(tmp_path)
 
 

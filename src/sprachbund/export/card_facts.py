@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from sprachbund.errors import InputError
+from sprachbund.errors import InputError, brief
 from sprachbund.languages import canonical, display_name
 
 ROUTINGS = ("group", "prefix", "top_k")
@@ -146,7 +146,7 @@ def _recipe(run: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML ({' '.join(str(error).split())}); run the recipe again") from error
+        raise InputError(f"{path} is not YAML ({brief(error)}); run the recipe again") from error
     return found if isinstance(found, dict) else {}
 
 

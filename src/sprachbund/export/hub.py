@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sprachbund.errors import InputError, SprachbundError
+from sprachbund.errors import InputError, SprachbundError, brief
 from sprachbund.export.card import write_card
+from sprachbund.files import model_of
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -83,15 +84,9 @@ def model_folder(source: Path) -> Path:
     """
     if not source.is_dir():
         raise InputError(f"{source} is no folder; give the folder of a run or of a saved model")
-    is_run = (source / "recipe.yaml").is_file()
-    folder = source / "model" if is_run else source
+    folder = model_of(source)
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        unfinished = f"the run {source} has no model yet; finish it with `sprachbund run {source}`"
-        raise InputError(
-            unfinished
-            if is_run
-            else f"{source} holds no model (config.json and safetensors); give a saved one, or a run"
-        )
+        raise InputError(f"{source} holds no model (config.json and safetensors); give a saved one, or a run")
     return folder
 
 
@@ -110,9 +105,7 @@ def _check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise InputError(
-            f"REPO_ID {repo_id!r} is not valid ({' '.join(str(error).split())}); give OWNER/NAME"
-        ) from None
+        raise InputError(f"REPO_ID {repo_id!r} is not valid ({brief(error)}); give OWNER/NAME") from None
     if "/" not in repo_id:
         raise InputError(f"REPO_ID {repo_id!r} names no owner; give OWNER/{repo_id}")
 

@@ -13,15 +13,9 @@ from torch import Tensor
 
 from sprachbund.errors import InputError
 from sprachbund.modeling.base import load_config
-from sprachbund.modeling.checkpoint import Checkpoint, LazyTensor
+from sprachbund.modeling.checkpoint import Checkpoint, LazyTensor, copy_tokenizer
 from sprachbund.modeling.ffn import Family, family_of
 
-# What goes with a model of any architecture: how it generates, and its tokenizer.
-_TAKEN_ALONG = (
-    "generation_config.json",
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "spiece.model"),
-    *("chat_template*", "*.tiktoken"),
-)
 ROWS_AT_ONCE = 1 << 14
 
 
@@ -116,7 +110,6 @@ def zeros(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> LazyTensor:
 
 def take_along(source: Path, target: Path) -> None:
     """Copy the generation settings and the tokenizer of a model's folder into another."""
-    for pattern in _TAKEN_ALONG:
-        for file in source.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, target / file.name)
+    copy_tokenizer(source, target)
+    if (file := source / "generation_config.json").is_file():
+        shutil.copyfile(file, target / file.name)

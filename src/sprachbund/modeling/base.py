@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from sprachbund.errors import InputError
+from sprachbund.errors import InputError, brief
 from sprachbund.modeling.ffn import family_of
 from sprachbund.recipe import Base, Recipe, Scratch
 
@@ -119,10 +119,9 @@ def load_config(model: str | Path, *, revision: str = "main", trust_remote_code:
     try:
         return AutoConfig.from_pretrained(str(model), revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:240]
         raise InputError(
-            f"the configuration of {model} cannot be read ({reason}); give the folder of a model, or a Hub id that you "
-            "have access to"
+            f"the configuration of {model} cannot be read ({brief(error)}); give the folder of a model, or a Hub id "
+            "that you have access to"
         ) from error
 
 
@@ -154,9 +153,8 @@ def check_base(recipe: Recipe) -> None:
 
 
 def _unreadable(what: str, path: str | Path, error: BaseException) -> InputError:
-    reason = " ".join(str(error).split())
     return InputError(
-        f"base: the {what} of {str(path)!r} cannot be loaded ({reason[:240]}); give a Hub id that you have access to, "
+        f"base: the {what} of {str(path)!r} cannot be loaded ({brief(error)}); give a Hub id that you have access to, "
         "a folder with config.json, safetensors and a tokenizer, or base: {scratch: {...}}"
     )
 

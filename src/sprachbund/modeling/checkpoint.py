@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sprachbund.errors import InputError
+from sprachbund.errors import InputError, brief
 
 DTYPES = {
     "F64": torch.float64,
@@ -87,7 +87,6 @@ class Checkpoint:
             if name not in self._entries:
                 raise InputError(f"{folder / shard} lacks the tensor {name}, which the index promises; fetch it anew")
         self.names = list(self._entries)
-        self.largest_file = max((file.stat().st_size for file in files), default=0)
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -352,9 +351,8 @@ def fetch(base: str, *, revision: str = "main") -> Path:
     except (OSError, ValueError, HTTPError) as error:
         if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
             raise
-        reason = " ".join(str(error).split())
         raise InputError(
-            f"the model {base!r} (revision {revision}) is no folder and cannot be fetched ({reason[:240]}); "
+            f"the model {base!r} (revision {revision}) is no folder and cannot be fetched ({brief(error)}); "
             "give a folder, or a Hub id that you have access to"
         ) from error
 

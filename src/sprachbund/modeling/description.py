@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from sprachbund.errors import InputError
+from sprachbund.files import model_of
 from sprachbund.modeling.base import load_config
 from sprachbund.modeling.config import dense_config
 from sprachbund.modeling.ffn import FAMILIES
@@ -77,11 +78,8 @@ def read_config(model: str | Path) -> Any:
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
-        if (folder / "recipe.yaml").is_file():
-            if not (folder / "model/config.json").is_file():
-                raise InputError(f"the run {folder} has no model yet; finish it with `sprachbund run {folder}`")
-            folder = folder / "model"
-        elif not (folder / "config.json").is_file():
+        folder = model_of(folder)
+        if not (folder / "config.json").is_file():
             raise InputError(f"{folder} has no config.json; give the folder of a model or a run, or a Hub id")
     elif folder.exists() or str(model).startswith((".", "/", "~")) or str(model).count("/") > 1:
         raise InputError(f"{model} is no folder; give the folder of a model or a run, or a Hub id")

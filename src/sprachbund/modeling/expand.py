@@ -19,7 +19,7 @@ Kind = Literal["shared", "copy"]
 RouterInit = Literal["zero", "normal"]
 
 
-def check_layers(num_layers: int, moe_layers: Sequence[int]) -> None:
+def _check_layers(num_layers: int, moe_layers: Sequence[int]) -> None:
     """Raise InputError for layers that cannot become mixtures."""
     if not moe_layers:
         raise InputError("no layer is chosen to become a mixture of experts; choose at least one")
@@ -30,7 +30,7 @@ def check_layers(num_layers: int, moe_layers: Sequence[int]) -> None:
         raise InputError(f"a layer is chosen twice: {list(moe_layers)}")
 
 
-def check_groups(groups: Mapping[str, int] | None, num_groups: int | None, num_experts_per_tok: int) -> int:
+def _check_groups(groups: Mapping[str, int] | None, num_groups: int | None, num_experts_per_tok: int) -> int:
     """Return the number of groups; raises InputError where there are none or they are not numbered as they must be."""
     if groups is None:
         if num_groups is None:
@@ -88,8 +88,8 @@ def mixture_config(
         raise InputError("the base is quantised, which cannot be expanded; give the unquantised checkpoint")
     tables = dict(sorted((expert_of_group or {}).items()))
     layers = list(tables) if moe_layers is None else list(moe_layers)
-    check_layers(dense.num_hidden_layers, layers)
-    num_groups = check_groups(groups, num_groups, num_experts_per_tok)
+    _check_layers(dense.num_hidden_layers, layers)
+    num_groups = _check_groups(groups, num_groups, num_experts_per_tok)
     if width is not None and (kind == "copy" or width < 1):
         raise InputError(f"width = {width}: copies have the FFN's own width, experts of kind shared at least one unit")
     if tables:
@@ -133,7 +133,7 @@ def expand(
     are. Kind `copy`: one copy of each chosen FFN per expert replaces it (sparse upcycling, DMoE, as released). Kind
     `shared`: the FFN stays and each expert is a fresh one of `width` units (default: the FFN's) with a zero last
     projection, which adds to it. With `router_init="zero"` copies give the dense model's logits bit by bit also under
-    `top_k`; a router that starts at zero is trained as well as any.
+    `top_k`.
 
     Every layer of `moe_layers` has one expert per group, unless `expert_of_group`, {layer: expert of each group, (G,)},
     says which groups share one there (`experts_per_layer`); its layers are then the mixture layers. A layer with fewer

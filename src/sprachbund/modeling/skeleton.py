@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from sprachbund.errors import InputError
+from sprachbund.errors import InputError, brief
 from sprachbund.modeling.ffn import family_of
 from sprachbund.modeling.ffn_weights import FfnShape, ffn_shape_of
 from sprachbund.modeling.model import inner_model
@@ -20,10 +20,9 @@ def skeleton(config: Any) -> Any:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except (ValueError, KeyError, TypeError, AttributeError, ImportError, ArithmeticError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:240]
         raise InputError(
-            f"no causal language model can be built from this configuration of type {config.model_type!r} ({reason}); "
-            "give a decoder that transformers knows"
+            f"no causal language model can be built from this configuration of type {config.model_type!r} "
+            f"({brief(error)}); give a decoder that transformers knows"
         ) from error
     model.tie_weights()
     return model

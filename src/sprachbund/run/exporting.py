@@ -11,6 +11,7 @@ from typing import Any
 from sprachbund.errors import InputError
 from sprachbund.evaluation import score_language
 from sprachbund.evaluation.metrics import ROUTINGS
+from sprachbund.files import model_of
 from sprachbund.modeling.base import device, load_model, load_tokenizer
 from sprachbund.progress import say, track
 from sprachbund.run.data import Corpora, read_test_text
@@ -24,10 +25,8 @@ def model_and_run(target: Path) -> tuple[Path, Path | None]:
 
     Raises InputError for a run that has no model yet.
     """
-    if (target / "recipe.yaml").is_file():
-        model = target / "model"
-        if not model.is_dir():
-            raise InputError(f"the run {target} has no model yet; train it with `sprachbund train {target}`")
+    model = model_of(target)
+    if model != target:
         return model, target
     run = target.resolve().parent
     return target, run if target.resolve().name == "model" and (run / "recipe.yaml").is_file() else None
