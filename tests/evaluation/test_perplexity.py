@@ -30,7 +30,7 @@ class Stub:
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
         self.device = torch.device("cpu")
-        self.config = SimpleNamespace(vocab_size=len(logits), num_groups=3, moe_layers=[0, 1], expert_of_group={})
+        self.config = SimpleNamespace(vocab_size=len(logits), num_groups=3, moe_layers=[0, 1], expert_of_group={}, language_width=None)
         self.batches: list[tuple[int, ...]] = []
         self.calls: list[dict[str, Any]] = []
 
@@ -138,7 +138,11 @@ def test_an_expert_of_several_groups_counts_for_the_true_one_of_them() -> None:
     )  # first choices: experts 0 1 2 0 0 2 in layer 0, always 1 in layer 1
     model = uniform(6)
     model.config = SimpleNamespace(
-        vocab_size=6, num_groups=4, moe_layers=[3, 5], expert_of_group={"3": [0, 1, 0, 2], "5": [1, 1, 2, 0]}
+        vocab_size=6,
+        language_width=None,
+        num_groups=4,
+        moe_layers=[3, 5],
+        expert_of_group={"3": [0, 1, 0, 2], "5": [1, 1, 2, 0]},
     )
     options = {"window": 4, "burn_in": 2, "batch_tokens": 4, "routing": "top_k"}
     own = score_language(model, text, group=2, **options)

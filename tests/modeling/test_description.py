@@ -92,6 +92,46 @@ def test_layers_that_share_experts_are_told() -> None:
     assert (found.routing, found.num_experts_per_tok) == ("group", 2)
 
 
+FOUR = {"deu_Latn": 0, "swh_Latn": 1, "zul_Latn": 1, "nld_Latn": 0}
+
+
+def test_a_hierarchy_has_experts_of_groups_and_of_languages() -> None:
+    base = tiny_config("llama")
+    plain = describe_config(base).parameters.total
+    config = mixture_config(
+        base, moe_layers=[0, 1], groups=FOUR, kind="hierarchy", width=7, language_width=3, rows="group"
+    )
+    found = describe_config(config)
+    mixture = found.mixture
+    assert mixture is not None
+    assert (mixture.experts, mixture.width, mixture.language_width, mixture.rank) == ([2, 2], 7, 3, None)
+    assert mixture.groups == [["deu_Latn"], ["nld_Latn"], ["swh_Latn"], ["zul_Latn"]]
+    assert mixture.expert_of_group == [0, 0, 1, 1]
+    assert (mixture.rows, mixture.row_tables) == ("group", 2)
+    unit, rows = 3 * found.hidden_size, base.vocab_size * found.hidden_size * (1 if base.tie_word_embeddings else 2)
+    experts = 2 * (2 * 7 + 4 * 3) * unit
+    assert found.parameters.total == plain + experts + 2 * 4 * found.hidden_size + 2 * rows
+    assert found.parameters.active == plain + 2 * (7 + 3) * unit + rows
+
+
+def test_factors_and_tables_are_counted() -> None:
+    base = tiny_config("llama")
+    plain = describe_config(base).parameters.total
+    options: dict[str, Any] = {"kind": "shared", "width": 8, "rank": 2}
+    found = describe_config(mixture_config(base, moe_layers=[1], groups=FOUR, **options))
+    expert = 2 * (found.hidden_size + 2 * 8) + 2 * (8 + found.hidden_size)
+    assert found.parameters == ParameterCounts(plain + 2 * expert + 2 * found.hidden_size, plain + expert)
+    assert found.mixture is not None
+    assert (found.mixture.rank, found.mixture.width, found.mixture.rows) == (2, 8, None)
+    adapters = describe_config(mixture_config(base, moe_layers=[1], groups=FOUR, kind="adapter"))
+    assert adapters.mixture is not None
+    assert adapters.mixture.width == found.hidden_size // 2
+    for rows, tables in (("all", 1), ("group", 2), ("language", 4)):
+        keyed = describe_config(mixture_config(base, moe_layers=[1], groups=FOUR, rows=rows)).mixture  # type: ignore[arg-type]
+        assert keyed is not None
+        assert (keyed.rows, keyed.row_tables) == (rows, tables)
+
+
 def test_a_native_mixture_counts_its_chosen_experts() -> None:
     config = AutoConfig.for_model(
         "qwen3_moe", vocab_size=32, hidden_size=16, intermediate_size=24, moe_intermediate_size=8, num_hidden_layers=3,

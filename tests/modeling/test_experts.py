@@ -286,6 +286,7 @@ def test_unsorted_groups_and_shapes_of_hidden_states() -> None:
 
 def config(kind: str, **fields: Any) -> Any:
     common = {"num_groups": E, "num_experts_per_tok": 2, "expert_kind": kind, "expert_width": None}
+    common |= {"expert_rank": None, "language_width": None}
     return SimpleNamespace(
         **common, router_gradient="detach", expert_of_group={}, _experts_implementation=None, **fields
     )

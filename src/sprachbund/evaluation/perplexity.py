@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sprachbund.errors import SprachbundError
+from sprachbund.errors import DivergedError
 from sprachbund.modeling.tables import expert_tables, group_credit
 
 LOGITS_AT_ONCE = 1 << 29  # logits of one forward pass, where one window has fewer: 2 GB in float32
@@ -130,12 +130,15 @@ def score_language(
     batch_tokens: int,
     routing: str | None = None,
     group: int | None = None,
+    prefix: int | None = None,
 ) -> LanguageScores:
     """Score a model on a language's text; `routing` None is a dense model, `group` the language's true group.
 
+    `prefix` is a token that a dense model reads in front of every window; the positions that count stay the same.
+
     `batch_tokens` is the most that one forward pass reads; fewer where the vocabulary is large, at least one window.
     Raises ValueError where the text is shorter than burn_in + 2 tokens or burn_in is below 1 or fills the window,
-    SprachbundError where the model's probabilities are not finite.
+    DivergedError where the model's probabilities are not finite.
     """
     if burn_in < 1:
         raise ValueError(f"burn_in = {burn_in} must be at least 1")
@@ -148,8 +151,12 @@ def score_language(
         for batch in _batches(windows(len(inputs), window=window, context=context), size):
             ids_BT = torch.stack([inputs[s : s + n] for s, n in batch]).to(model.device)
             targets_BT = torch.stack([targets[s : s + n] for s, n in batch]).to(model.device)
+            if prefix is not None:
+                ids_BT = F.pad(ids_BT, (1, 0), value=prefix)
             outputs = _forward(model, ids_BT, routing=routing, group=group, count=context == 0)
-            nats_BT = _nats(outputs.logits[:, context:], targets_BT[:, context:]).double()
+            # a prefix's own prediction is of the window's first token, which is no target
+            first = ids_BT.shape[1] - targets_BT.shape[1] + context
+            nats_BT = _nats(outputs.logits[:, first:], targets_BT[:, context:]).double()
             if context == 0:
                 scores.nats += float(nats_BT.sum())
                 scores.positions += nats_BT.numel()
@@ -159,7 +166,7 @@ def score_language(
                 scores.nats_after_burn_in += float(nats_BT.sum())
                 scores.positions_after_burn_in += nats_BT.numel()
     if not math.isfinite(scores.nats + scores.nats_after_burn_in):
-        raise SprachbundError(
+        raise DivergedError(
             "the model's probabilities are not finite: it diverged, or train.dtype is too coarse for it"
         )
     scores.routed = [count / scores.positions for count in scores.routed]

@@ -23,6 +23,10 @@ _FIELDS: dict[str, tuple[Any, Any]] = {
     "languages": (list[str], field(default_factory=list)),
     "expert_kind": (str, "shared"),
     "expert_width": (int | None, None),  # None: the FFN's own
+    "expert_rank": (int | None, None),  # low-rank experts: the columns of their factors
+    "language_width": (int | None, None),  # a hierarchy: the width of the small experts that each group owns alone
+    # keyed embedding and output rows: the table of each group; empty: none
+    "row_of_group": (list[int], field(default_factory=list)),
     "router_gradient": (str, "detach"),
     "routing": (str, "prefix"),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from sprachbund.modeling.base import load_config
 from sprachbund.modeling.config import dense_config
 from sprachbund.modeling.ffn import FAMILIES
 from sprachbund.modeling.ffn_weights import FfnShape
-from sprachbund.modeling.model import is_dmoe
+from sprachbund.modeling.model import is_dmoe, mixture_layers
 from sprachbund.modeling.parameters import ParameterCounts, count_parameters
 from sprachbund.modeling.skeleton import dense_ffn_shape, skeleton
 from sprachbund.modeling.tables import layer_table
@@ -27,8 +26,14 @@ BYTES = {"float32": 4, "bfloat16": 2}
 class Mixture:
     """The mixture layers of a model of this package.
 
-    `experts` counts them per mixture layer, in the order of `layers`; `width` is an expert's, in units; `groups` has
-    the languages of each group, [] where groups have only numbers.
+    `experts` counts them per mixture layer, in the order of `layers`; `width` is an expert's, in units, and `rank` that
+    of its factors, if it has any; `groups` has the languages of each group, [] where groups have only numbers.
+
+    In a hierarchy every group of `groups` is a language: `experts` and `width` are those of groups of languages, and
+    `language_width` is the width of the expert that each language has beside it. `kind` is that of the configuration.
+    `rows` says what the tables of keyed rows are kept by, `group`, `language` or `all`, None where there are none;
+    `row_tables` counts them. `expert_of_group` is the expert of `experts` that each group has in every layer, [] where
+    each has its own or layers differ.
     """
 
     layers: list[int]
@@ -36,6 +41,11 @@ class Mixture:
     groups: list[list[str]]
     kind: str
     width: int
+    language_width: int | None
+    rank: int | None
+    rows: str | None
+    row_tables: int
+    expert_of_group: list[int]
     routing: str
     num_experts_per_tok: int
     router_gradient: str
@@ -144,18 +154,31 @@ def _mixture(config: Any, model: Any) -> Mixture:
     for tag in config.languages:
         groups[config.groups[tag]].append(tag)
     layers = sorted(config.moe_layers)
+    tables = [layer_table(config, layer) for layer in layers]
+    same = all(table == tables[0] for table in tables) and tables[0] != list(range(config.num_groups))
     return Mixture(
         layers=layers,
-        experts=[max(layer_table(config, layer)) + 1 for layer in layers],
+        experts=[max(table) + 1 for table in tables],
         groups=groups,
         kind=config.expert_kind,
-        width=_expert_width(model),
+        width=mixture_layers(model)[0].experts.width,
+        language_width=config.language_width,
+        rank=config.expert_rank,
+        rows=rows_by(config),
+        row_tables=len(set(config.row_of_group)),
+        expert_of_group=tables[0] if same else [],
         routing=config.routing,
         num_experts_per_tok=config.num_experts_per_tok,
         router_gradient=config.router_gradient,
     )
 
 
-def _expert_width(model: nn.Module) -> int:
-    widths: Sequence[int] = [p.shape[-1] for name, p in model.named_parameters() if name.endswith("experts.down_proj")]
-    return widths[0]
+def rows_by(config: Any) -> str | None:
+    """Return what a mixture's keyed rows are kept by, `group`, `language` or `all`; None where it has none.
+
+    Where each group of languages is a single one, those of groups are those of languages.
+    """
+    tables = len(set(config.row_of_group))
+    if tables < 2:
+        return "all" if tables else None
+    return "language" if tables == config.num_groups == len(config.languages) else "group"

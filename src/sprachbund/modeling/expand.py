@@ -9,13 +9,17 @@ from transformers.initialization import no_init_weights
 
 from sprachbund.errors import InputError
 from sprachbund.modeling.config import OWN_FIELDS, config_class
+from sprachbund.modeling.experts import banks
 from sprachbund.modeling.ffn import Family, family_of
-from sprachbund.modeling.ffn_weights import ffn_shape_of, to_expert
+from sprachbund.modeling.ffn_weights import FfnShape, ffn_shape_of, to_expert
 from sprachbund.modeling.model import causal_lm_class, inner_model
-from sprachbund.modeling.start import starting_expert, starting_router
-from sprachbund.modeling.tables import layer_table
+from sprachbund.modeling.paths import paths_of
+from sprachbund.modeling.rows import keyed_rows
+from sprachbund.modeling.start import fresh_tensor, scales_of, starting_router
 
-Kind = Literal["shared", "copy"]
+Kind = Literal["shared", "copy", "adapter", "hierarchy"]
+By = Literal["group", "language"]
+Rows = Literal["group", "language", "all"]
 RouterInit = Literal["zero", "normal"]
 
 
@@ -30,7 +34,7 @@ def _check_layers(num_layers: int, moe_layers: Sequence[int]) -> None:
         raise InputError(f"a layer is chosen twice: {list(moe_layers)}")
 
 
-def _check_groups(groups: Mapping[str, int] | None, num_groups: int | None, num_experts_per_tok: int) -> int:
+def _check_groups(groups: Mapping[str, int] | None, num_groups: int | None) -> int:
     """Return the number of groups; raises InputError where there are none or they are not numbered as they must be."""
     if groups is None:
         if num_groups is None:
@@ -44,8 +48,6 @@ def _check_groups(groups: Mapping[str, int] | None, num_groups: int | None, num_
         if num_groups is not None and num_groups != counted:
             raise InputError(f"num_groups = {num_groups}, but groups has {counted}; give one of the two")
         num_groups = counted
-    if not 1 <= num_experts_per_tok <= num_groups:
-        raise InputError(f"num_experts_per_tok = {num_experts_per_tok} must lie in 1..{num_groups}, the groups' number")
     return num_groups
 
 
@@ -66,6 +68,22 @@ def _check_tables(expert_of_group: Mapping[int, Sequence[int]], moe_layers: Sequ
             raise InputError(f"layer {layer} has one expert for all groups: leave it out, it is then a dense layer")
 
 
+def _check_sizes(kind: Kind, *, width: int | None, language_width: int | None, rank: int | None) -> None:
+    """Raise InputError for sizes that experts of a kind do not have."""
+    if width is not None and (kind == "copy" or width < 1):
+        raise InputError(f"width = {width}: copies have the FFN's own width, experts of other kinds at least one unit")
+    if (kind == "hierarchy") != (language_width is not None):
+        raise InputError(
+            f"language_width = {language_width} with kind = {kind!r}: a hierarchy has it, and no other kind does"
+        )
+    if language_width is not None and language_width < 1:
+        raise InputError(f"language_width = {language_width}: the experts of languages have at least one unit")
+    if rank is not None and (kind not in ("shared", "hierarchy") or rank < 1):
+        raise InputError(
+            f"rank = {rank} with kind = {kind!r}: experts of kind shared or hierarchy may have one, from 1"
+        )
+
+
 def mixture_config(
     dense: Any,
     *,
@@ -74,7 +92,11 @@ def mixture_config(
     num_groups: int | None = None,
     expert_of_group: Mapping[int, Sequence[int]] | None = None,
     kind: Kind = "shared",
+    by: By = "group",
     width: int | None = None,
+    language_width: int | None = None,
+    rank: int | None = None,
+    rows: Rows | None = None,
     num_experts_per_tok: int = 2,
     router_gradient: Literal["detach", "through"] = "detach",
     routing: Literal["group", "prefix", "top_k"] = "top_k",
@@ -89,22 +111,32 @@ def mixture_config(
     tables = dict(sorted((expert_of_group or {}).items()))
     layers = list(tables) if moe_layers is None else list(moe_layers)
     _check_layers(dense.num_hidden_layers, layers)
-    num_groups = _check_groups(groups, num_groups, num_experts_per_tok)
-    if width is not None and (kind == "copy" or width < 1):
-        raise InputError(f"width = {width}: copies have the FFN's own width, experts of kind shared at least one unit")
+    num_groups = _check_groups(groups, num_groups)
+    _check_sizes(kind, width=width, language_width=language_width, rank=rank)
     if tables:
         _check_tables(tables, layers, num_groups)
+    if by == "language" and (kind == "hierarchy" or tables):
+        other = "a hierarchy has experts of both" if kind == "hierarchy" else "expert_of_group is about groups"
+        raise InputError(f"by = 'language' gives each language its own expert; {other}")
+    paths = paths_of(groups, num_groups, layers, tables, hierarchy=kind == "hierarchy", by=by, rows=rows)
+    if paths.count > 1 and not 1 <= num_experts_per_tok <= paths.count:
+        raise InputError(
+            f"num_experts_per_tok = {num_experts_per_tok} must lie in 1..{paths.count}, the groups' number"
+        )
     values = {key: value for key, value in dense.to_dict().items() if key not in OWN_FIELDS}
     return config_class(family.model_type)(
         **values,
         moe_layers=sorted(layers),
-        num_groups=num_groups,
-        num_experts_per_tok=num_experts_per_tok,
-        groups=dict(groups or {}),
-        expert_of_group={str(layer): list(table) for layer, table in tables.items()},
+        num_groups=paths.count,
+        num_experts_per_tok=min(num_experts_per_tok, paths.count),
+        groups=paths.groups,
+        expert_of_group=paths.expert_of_group,
+        row_of_group=paths.row_of_group,
         languages=list(groups or {}),
-        expert_kind=kind,
+        expert_kind="shared" if kind == "hierarchy" else kind,
         expert_width=width,
+        expert_rank=rank,
+        language_width=language_width,
         router_gradient=router_gradient,
         routing=routing,
     )
@@ -118,7 +150,11 @@ def expand(
     num_groups: int | None = None,
     expert_of_group: Mapping[int, Sequence[int]] | None = None,
     kind: Kind = "shared",
+    by: By = "group",
     width: int | None = None,
+    language_width: int | None = None,
+    rank: int | None = None,
+    rows: Rows | None = None,
     num_experts_per_tok: int = 2,
     router_gradient: Literal["detach", "through"] = "detach",
     router_init: RouterInit = "zero",
@@ -132,8 +168,15 @@ def expand(
     (`count_log_prob`; uniform when None); where languages are not known yet, `num_groups` says how many groups there
     are. Kind `copy`: one copy of each chosen FFN per expert replaces it (sparse upcycling, DMoE, as released). Kind
     `shared`: the FFN stays and each expert is a fresh one of `width` units (default: the FFN's) with a zero last
-    projection, which adds to it. With `router_init="zero"` copies give the dense model's logits bit by bit also under
-    `top_k`.
+    projection, which adds to it; with one group for all that is the dense model with a wider FFN. Kind `adapter`: a
+    bottleneck of `width` (default: half the model's) on the FFN's output, as in X-MOD (Pfeiffer et al. 2022). Kind
+    `hierarchy`: shared, and beside each group's expert one of `language_width` for each language; its languages are
+    groups of their own then (`config.groups`), those of one group sharing an expert. `by="language"` gives each
+    language, not each group, its expert; what else there is by group, its languages share. With `router_init="zero"` copies
+    give the dense model's logits bit by bit also under `top_k`.
+
+    `rank` makes the experts' matrices products of two factors of so many columns. `rows` adds tables of deltas, (V, D),
+    zero at first, to the embedding and the output rows: one for each `group` or `language`, or one for `all`.
 
     Every layer of `moe_layers` has one expert per group, unless `expert_of_group`, {layer: expert of each group, (G,)},
     says which groups share one there (`experts_per_layer`); its layers are then the mixture layers. A layer with fewer
@@ -150,7 +193,11 @@ def expand(
         num_groups=num_groups,
         expert_of_group=expert_of_group,
         kind=kind,
+        by=by,
         width=width,
+        language_width=language_width,
+        rank=rank,
+        rows=rows,
         num_experts_per_tok=num_experts_per_tok,
         router_gradient=router_gradient,
         routing=routing or ("top_k" if log_prob is None else "prefix"),
@@ -171,7 +218,19 @@ def expand(
     for index in config.moe_layers:
         dense_ffn = getattr(layers[index], family.ffn)
         moe = getattr(getattr(inner_model(twin), family.layers)[index], family.ffn)
-        _start(moe, dense_ffn.state_dict(), family, config, layer=index, router_init=router_init, seed=seed)
+        shape = ffn_shape_of(family, dense_ffn)
+        _start(
+            moe,
+            dense_ffn.state_dict(),
+            family,
+            config,
+            ffn_shape=shape,
+            layer=index,
+            router_init=router_init,
+            seed=seed,
+        )
+    for table in keyed_rows(twin):
+        torch.nn.init.zeros_(table)
     if log_prob is not None:
         inner_model(twin).language_gate.log_prob.copy_(log_prob)
     twin.generation_config = model.generation_config
@@ -185,28 +244,36 @@ def _start(
     family: Family,
     config: Any,
     *,
+    ffn_shape: FfnShape,
     layer: int,
     router_init: RouterInit,
     seed: int,
 ) -> None:
     """Fill a layer's experts and router with the weights that they start from."""
     dense = to_expert(family, dense_ffn.__getitem__)
-    for expert in range(max(layer_table(config, layer)) + 1):
-        start = starting_expert(
-            dense, kind=config.expert_kind, width=config.expert_width, name=expert_name(layer, expert), seed=seed
-        )
-        for name, tensor in start.items():
-            getattr(moe.experts, name)[expert].copy_(tensor)
+    scales = scales_of(dense)
+    for bank in banks(config, ffn_shape, layer=layer):
+        experts = getattr(moe, bank.name)
+        for number in range(bank.num_experts):
+            for key in bank.shape.tensors():
+                name = expert_name(layer, number, bank.name)
+                copy = config.expert_kind == "copy"
+                start = dense[key] if copy else fresh_tensor(key, bank.shape, scales, name=name, seed=seed)
+                getattr(experts, key)[number].copy_(start)
     if family.trained_activation:
         weights = {family.of_activation(name): tensor for name, tensor in dense_ffn.items()}
-        moe.experts.act_fn.load_state_dict({name: tensor for name, tensor in weights.items() if name is not None})
+        own = {name: tensor for name, tensor in weights.items() if name is not None}
+        if config.expert_kind != "adapter":
+            for bank in (moe.experts, moe.language_experts):
+                if bank is not None:
+                    bank.act_fn.load_state_dict(own)
     weight = moe.gate.weight
     weight.copy_(starting_router(router_name(layer), weight.shape, init=router_init, seed=seed, dtype=weight.dtype))
 
 
-def expert_name(layer: int, expert: int) -> str:
+def expert_name(layer: int, expert: int, bank: str = "experts") -> str:
     """Return what an expert's random weights are drawn by."""
-    return f"layer {layer} expert {expert}"
+    return f"layer {layer} {'expert' if bank == 'experts' else 'language expert'} {expert}"
 
 
 def router_name(layer: int) -> str:
@@ -232,7 +299,7 @@ def dense_name_in_twin(name: str, family: Family, config: Any) -> str | None:
         prefix = f"{base}.{family.layers}.{index}.{family.ffn}."
         if name.startswith(prefix):
             below = name.removeprefix(prefix)
-            if config.expert_kind == "shared":
+            if config.expert_kind != "copy":
                 return f"{prefix}shared_expert.{below}"
             weight = family.of_activation(below)
             return None if weight is None else f"{prefix}experts.act_fn.{weight}"

@@ -30,20 +30,22 @@ from sprachbund.modeling.checkpoint import (
 )
 from sprachbund.modeling.config import causal_lm_name
 from sprachbund.modeling.expand import (
+    By,
     Kind,
     RouterInit,
+    Rows,
     dense_name_in_twin,
     expert_name,
     mixture_config,
     router_name,
 )
+from sprachbund.modeling.experts import Bank, banks, num_routes
 from sprachbund.modeling.ffn import Family, family_of
-from sprachbund.modeling.ffn_weights import FfnShape, ffn_shape, to_expert
+from sprachbund.modeling.ffn_weights import ffn_shape, to_expert
 from sprachbund.modeling.parameters import ParameterCounts, count_parameters
 from sprachbund.modeling.remote import write_remote_code
 from sprachbund.modeling.skeleton import skeleton
-from sprachbund.modeling.start import starting_expert, starting_router
-from sprachbund.modeling.tables import layer_table
+from sprachbund.modeling.start import fresh_tensor, scales_of, starting_router
 
 # Buffers that older versions of transformers saved and newer ones compute; dropped where the model has none.
 _OLD_BUFFERS = re.compile(
@@ -69,7 +71,11 @@ def expand_files(
     num_groups: int | None = None,
     expert_of_group: Mapping[int, Sequence[int]] | None = None,
     kind: Kind = "shared",
+    by: By = "group",
     width: int | None = None,
+    language_width: int | None = None,
+    rank: int | None = None,
+    rows: Rows | None = None,
     num_experts_per_tok: int = 2,
     router_gradient: Literal["detach", "through"] = "detach",
     router_init: RouterInit = "zero",
@@ -97,7 +103,11 @@ def expand_files(
         num_groups=num_groups,
         expert_of_group=expert_of_group,
         kind=kind,
+        by=by,
         width=width,
+        language_width=language_width,
+        rank=rank,
+        rows=rows,
         num_experts_per_tok=num_experts_per_tok,
         router_gradient=router_gradient,
         routing=routing,
@@ -233,8 +243,19 @@ def _tensors(
     for layer in config.moe_layers:
         prefix = f"{base}.{family.layers}.{layer}.{family.ffn}."
         yield from _layer_tensors(dense, family, config, layer=layer, prefix=prefix, router_init=router_init, seed=seed)
+    yield from _row_tensors(dense, config)
     table = (config.vocab_size, len(config.languages))
     yield LazyTensor(f"{base}.language_gate.log_prob", table, torch.float32, partial(_zeros, *table))
+
+
+def _row_tensors(dense: DenseFiles, config: Any) -> Iterator[LazyTensor]:
+    """Return the tables of keyed rows, (R, V, D), all zeros."""
+    for name, tensor in skeleton(config).state_dict().items() if config.row_of_group else ():
+        tied = name.endswith(".delta") and name.startswith("lm_head.") and config.tie_word_embeddings
+        if name.endswith(".delta") and not tied:
+            num_tables, num_rows, width = tensor.shape
+            make = partial(_zeros, num_tables * num_rows, width)
+            yield LazyTensor(name, tuple(tensor.shape), dense.dtype, make)
 
 
 def _whole(dense: DenseFiles, name: str) -> Iterable[Tensor]:
@@ -264,27 +285,31 @@ def _layer_tensors(
     own = {name.removeprefix(prefix): name for name in dense.stored if name.startswith(prefix)}
     shape = ffn_shape(family, {below: dense.shape(name) for below, name in own.items()})
     dtype = dense.dtype_of(own[f"{family.down}.weight"])
-    expert = FfnShape(shape.hidden_size, config.expert_width or shape.width, shape.gated, shape.bias)
-    num_experts = max(layer_table(config, layer)) + 1
 
-    def experts(key: str) -> Iterator[Tensor]:
-        tensors = to_expert(family, lambda below: dense.read(own[below]))
-        # The others are let go; the last projection says how wide the FFN is, which one without memory does as well.
-        width_DF = tensors["down_proj"].new_zeros(()).expand_as(tensors["down_proj"])
-        tensors = {"down_proj": width_DF, key: tensors[key]}
-        start = partial(starting_expert, tensors, kind=config.expert_kind, width=config.expert_width, seed=seed)
-        for number in range(num_experts):
+    def dense_ffn() -> dict[str, Tensor]:
+        return to_expert(family, lambda below: dense.read(own[below]))
+
+    def experts(bank: Bank, key: str) -> Iterator[Tensor]:
+        if config.expert_kind == "copy":
+            tensor = dense_ffn()[key]
+            yield from (tensor for _ in range(bank.num_experts))
+            return
+        scales = scales_of(dense_ffn())
+        for number in range(bank.num_experts):
             # not kept in a variable: the last expert would stay in memory while the next is made
-            yield start(name=expert_name(layer, number))[key].to(dtype)
+            name = expert_name(layer, number, bank.name)
+            yield fresh_tensor(key, bank.shape, scales, name=name, seed=seed).to(dtype)
 
-    for key, one in expert.tensors().items():
-        yield LazyTensor(f"{prefix}experts.{key}", (num_experts, *one), dtype, partial(experts, key))
-    if config.expert_kind == "shared":  # copies have taken over the FFN's own
-        for below, name in own.items():
-            if (weight := family.of_activation(below)) is not None:
-                kept = f"{prefix}experts.act_fn.{weight}"
-                yield LazyTensor(kept, dense.shape(name), dense.dtype_of(name), partial(_whole, dense, name))
-    router = (num_experts, shape.hidden_size)
+    for bank in banks(config, shape, layer=layer):
+        for key, one in bank.shape.tensors().items():
+            whole = (bank.num_experts, *one)
+            yield LazyTensor(f"{prefix}{bank.name}.{key}", whole, dtype, partial(experts, bank, key))
+        if config.expert_kind == "shared":  # copies have taken over the FFN's own, adapters have another
+            for below, name in own.items():
+                if (weight := family.of_activation(below)) is not None:
+                    kept = f"{prefix}{bank.name}.act_fn.{weight}"
+                    yield LazyTensor(kept, dense.shape(name), dense.dtype_of(name), partial(_whole, dense, name))
+    router = (num_routes(config, layer=layer), shape.hidden_size)
     draw = partial(starting_router, router_name(layer), router, init=router_init, seed=seed, dtype=dtype)
     yield LazyTensor(f"{prefix}gate.weight", router, dtype, lambda: [draw()])
 

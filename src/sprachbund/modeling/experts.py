@@ -8,7 +8,7 @@ share one), D model width, F expert width, B sequences, T tokens of a sequence.
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -33,7 +33,8 @@ class GroupExperts(nn.Module):
 
     Names, layout and `forward(hidden_states, top_k_index, top_k_weights)` are those of transformers' experts, whose
     implementations (`set_experts_implementation`) can therefore be used: `gate_up_proj` (E, 2F, D), the gates above,
-    or `up_proj` (E, F, D), `down_proj` (E, D, F), and the same with `_bias` where the FFN has biases.
+    or `up_proj` (E, F, D), `down_proj` (E, D, F), and the same with `_bias` where the FFN has biases. Low-rank experts
+    have two factors in the place of each weight: `_a` (E, R, in), applied first, and `_b` (E, out, R).
     """
 
     down_proj: nn.Parameter
@@ -64,6 +65,7 @@ class GroupExperts(nn.Module):
         self.has_bias = shape.bias
         self.fused = fused
         self.width = shape.width
+        self.rank = shape.rank
         for name, dimensions in shape.tensors().items():
             self.register_parameter(name, nn.Parameter(torch.zeros(num_experts, *dimensions)))
 
@@ -103,12 +105,27 @@ class GroupExperts(nn.Module):
         # memory is used again, where that of large ones is given back and asked for at every step (5 to 10% of the
         # layer's time with 8 experts). On a GPU that would only be more kernels.
         apart = rows_MD.device.type == "cpu"
-        # Each weight is asked for once: under an adapter it is computed anew at every reading.
-        weights, bias = getattr(self, name), self._bias(name)
-        first = linear_of_runs(rows_MD, weights, bias, counts, experts, parts=parts, apart=apart)
+        first = self._project(name, rows_MD, counts, experts, parts=parts, apart=apart)
         inner = [self._inner(*first[start : start + parts]) for start in range(0, len(first), parts)]
-        (output_MD,) = linear_of_runs(inner, self.down_proj, self._bias("down_proj"), counts, experts)
+        (output_MD,) = self._project("down_proj", inner, counts, experts)
         return output_MD
+
+    def _project(
+        self,
+        name: str,
+        rows: Tensor | Sequence[Tensor],
+        counts: Sequence[int],
+        experts: Sequence[int],
+        *,
+        parts: int = 1,
+        apart: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """Apply a projection, or its two factors, to runs of rows; see `linear_of_runs`."""
+        if self.rank is not None:
+            rows = linear_of_runs(rows, getattr(self, f"{name}_a"), None, counts, experts)[0]
+        # Each weight is asked for once: under an adapter it is computed anew at every reading.
+        weights = getattr(self, name if self.rank is None else f"{name}_b")
+        return linear_of_runs(rows, weights, self._bias(name), counts, experts, parts=parts, apart=apart)
 
     def _inner(self, first: Tensor, up: Tensor | None = None) -> Tensor:
         """Return what the last projection is applied to, from the first projection, or from gate and up."""
@@ -133,7 +150,7 @@ class GroupExperts(nn.Module):
         condition on widths, and gives copies of one FFN that FFN's own output whatever their weights.
         """
         name = getattr(self.config, "_experts_implementation", None)
-        if name in (None, "eager"):
+        if name in (None, "eager") or self.rank is not None:
             return None
         if name == "grouped_mm":
             if hidden_ND.device.type != "cuda":
@@ -174,7 +191,12 @@ class GroupMoe(nn.Module):
     Under `group` and `prefix` routing each token goes to the expert of its group with weight 1; under `top_k` to the
     router's choice. Each group has its own expert, or, with `expert_of_group`, (G,), the one that it names. `dropout`
     is the probability with which a dense FFN of the family drops its output, in training.
-    Sources: DMoE as released (copies, router); the shared kind is ours (docs/how-it-works.md).
+
+    In a hierarchy, `language_experts` are a second, smaller bank with one expert for each group, here a language, while
+    those of `experts` are shared by relatives; the router then chooses among groups, which decide both experts. Experts
+    of kind `adapter` (`after_ffn`) read the dense FFN's output and add to it, where the others read its input.
+    Sources: DMoE as released (copies, router); X-MOD (Pfeiffer et al. 2022) for adapters, in a decoder: its residual
+    connection and its norms are the block's own; the other kinds are ours (docs/how-it-works.md).
     """
 
     def __init__(
@@ -184,6 +206,8 @@ class GroupMoe(nn.Module):
         shared_expert: nn.Module | None,
         expert_of_group: Sequence[int] | None = None,
         *,
+        language_experts: GroupExperts | None = None,
+        after_ffn: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -191,6 +215,8 @@ class GroupMoe(nn.Module):
         self.experts = experts
         self.shared_expert = shared_expert
         self.expert_of_group = expert_of_group
+        self.language_experts = language_experts
+        self.after_ffn = after_ffn
         self.dropout = dropout
 
     def forward(self, hidden_states: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -202,20 +228,22 @@ class GroupMoe(nn.Module):
         if routing is None:
             raise RuntimeError("a mixture layer was called outside its model: no routing is known")
         rows_ND = hidden_states.reshape(-1, hidden_states.shape[-1])
+        given = (hidden_states,) if residual is None else (hidden_states, residual)
+        dense = None if self.shared_expert is None else self.shared_expert(*given)
+        read_ND = dense.reshape(rows_ND.shape) if self.after_ffn and dense is not None else rows_ND
         logits_NE: Tensor | None = None
         if routing.plan is not None:
             if routing.wants_logits:
                 logits_NE = self.gate.logits(rows_ND)
-            output_ND = self._of_groups(rows_ND, routing.plan)
+            output_ND = self._of_groups(read_ND, routing.plan)
         else:
             logits_NE, weights_NK, index_NK = self.gate(rows_ND)
-            output_ND = self.experts(rows_ND, index_NK, weights_NK)
+            output_ND = self._of_choice(read_ND, index_NK, weights_NK)
         if logits_NE is not None:
             routing.collect(logits_NE.view(*hidden_states.shape[:-1], -1))
         output = F.dropout(output_ND, self.dropout, self.training).view(hidden_states.shape)
-        given = (hidden_states,) if residual is None else (hidden_states, residual)
-        if self.shared_expert is not None:
-            return self.shared_expert(*given) + output  # type: ignore[no-any-return]
+        if dense is not None:
+            return dense + output  # type: ignore[no-any-return]
         return output if residual is None else residual + output
 
     def _of_groups(self, rows_ND: Tensor, plan: Dispatch) -> Tensor:
@@ -224,40 +252,87 @@ class GroupMoe(nn.Module):
         if self.expert_of_group is not None:
             counts, expert_of_run = merge_runs(plan.counts, self.expert_of_group)
         rows_ND = gather_rows(rows_ND, plan.order, plan.inverse)
-        return gather_rows(self.experts(rows_ND, counts=counts, expert_of_run=expert_of_run), plan.inverse, plan.order)
+        output_ND = self.experts(rows_ND, counts=counts, expert_of_run=expert_of_run)
+        if self.language_experts is not None:
+            output_ND = output_ND + self.language_experts(rows_ND, counts=plan.counts)
+        return gather_rows(output_ND, plan.inverse, plan.order)
+
+    def _of_choice(self, rows_ND: Tensor, index_NK: Tensor, weights_NK: Tensor) -> Tensor:
+        """Apply the experts of the router's choice: of groups in a hierarchy, otherwise of experts."""
+        if self.language_experts is None:
+            return self.experts(rows_ND, index_NK, weights_NK)  # type: ignore[no-any-return]
+        table_G = torch.tensor(self.expert_of_group, device=index_NK.device)
+        output_ND = self.experts(rows_ND, table_G[index_NK], weights_NK)
+        return output_ND + self.language_experts(rows_ND, index_NK, weights_NK)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Bank:
+    """The experts of one bank of a mixture layer: its name in the layer, how many there are, and their shape."""
+
+    name: str
+    num_experts: int
+    shape: FfnShape
+
+
+def banks(config: Any, dense: FfnShape, *, layer: int) -> list[Bank]:
+    """Return the banks of experts in one mixture layer of a Dmoe configuration, whose dense FFN has a shape."""
+    num_experts = max(layer_table(config, layer)) + 1
+    if config.expert_kind == "adapter":
+        width = config.expert_width or max(dense.hidden_size // 2, 1)
+        shape = FfnShape(dense.hidden_size, width, gated=False, bias=True)
+    else:
+        shape = replace(dense, width=config.expert_width or dense.width, rank=config.expert_rank)
+    found = [Bank("experts", num_experts, shape)]
+    if config.language_width is not None:
+        own = replace(shape, width=config.language_width)
+        found.append(Bank("language_experts", config.num_groups, own))
+    return found
+
+
+def num_routes(config: Any, *, layer: int) -> int:
+    """Return the number of a layer's router's logits: one for each expert, in a hierarchy for each group."""
+    return config.num_groups if config.language_width is not None else max(layer_table(config, layer)) + 1
 
 
 def build_moe(config: Any, family: Family, dense_ffn: nn.Module, *, layer: int) -> GroupMoe:
     """Return the mixture that takes the place of a layer's `dense_ffn`, as `config` (a Dmoe config) describes it."""
     shape = ffn_shape_of(family, dense_ffn)
     table = layer_table(config, layer)
-    num_experts = max(table) + 1
+    routes = num_routes(config, layer=layer)
     router = GroupRouter(
         shape.hidden_size,
-        num_experts,
-        min(config.num_experts_per_tok, num_experts),
+        routes,
+        min(config.num_experts_per_tok, routes),
         detach=config.router_gradient == "detach",
     )
-    experts = GroupExperts(
-        config,
-        num_experts,
-        replace(shape, width=config.expert_width or shape.width),
-        _activation(family, dense_ffn, shared=config.expert_kind == "shared"),
-        fused=family.gate_up is not None,
-    )
+    built = {
+        bank.name: GroupExperts(
+            config,
+            bank.num_experts,
+            bank.shape,
+            _activation(family, dense_ffn, kind=config.expert_kind),
+            fused=family.gate_up is not None,
+        )
+        for bank in banks(config, shape, layer=layer)
+    }
     return GroupMoe(
         router,
-        experts,
-        dense_ffn if config.expert_kind == "shared" else None,
-        None if table == list(range(config.num_groups)) else table,
+        built["experts"],
+        None if config.expert_kind == "copy" else dense_ffn,
+        None if table == list(range(config.num_groups)) and config.language_width is None else table,
+        language_experts=built.get("language_experts"),
+        after_ffn=config.expert_kind == "adapter",
         dropout=_dropout(family, config),
     )
 
 
-def _activation(family: Family, dense_ffn: nn.Module, *, shared: bool) -> Any:
-    """Return the FFN's own activation function."""
+def _activation(family: Family, dense_ffn: nn.Module, *, kind: str) -> Any:
+    """Return the FFN's own activation function; for adapters GELU, as in X-MOD."""
+    if kind == "adapter":
+        return ACT2FN["gelu"]
     name = family.activation
-    if family.trained_activation and shared:  # weights that are trained apart from the FFN's
+    if family.trained_activation and kind == "shared":  # weights that are trained apart from the FFN's
         return copy.deepcopy(getattr(dense_ffn, name))
     return ACT2FN[name.removeprefix("=")] if name.startswith("=") else getattr(dense_ffn, name)
 

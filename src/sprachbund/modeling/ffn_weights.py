@@ -20,7 +20,8 @@ from sprachbund.modeling.ffn import Family
 class FfnShape:
     """The shape of an FFN or of an expert: model width D, own width F, whether it has a gate, whether biases.
 
-    `activation` counts the weights of the activation function, which the experts of a layer share.
+    `activation` counts the weights of the activation function, which the experts of a layer share. With a `rank` R each
+    weight, (O, I), is the product of two factors, `_b` (O, R) and `_a` (R, I).
     """
 
     hidden_size: int
@@ -28,18 +29,25 @@ class FfnShape:
     gated: bool
     bias: bool
     activation: int = 0
+    rank: int | None = None
 
     @property
     def num_parameters(self) -> int:
         """Weights and biases of the projections of one FFN of this shape."""
-        first = 2 * self.width if self.gated else self.width
-        biases = first + self.hidden_size if self.bias else 0
-        return first * self.hidden_size + self.hidden_size * self.width + biases
+        return sum(map(prod, self.tensors().values()))
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Return the names and shapes of one expert's tensors."""
         up, rows = ("gate_up_proj", 2 * self.width) if self.gated else ("up_proj", self.width)
-        shapes: dict[str, tuple[int, ...]] = {up: (rows, self.hidden_size), "down_proj": (self.hidden_size, self.width)}
+        weights: dict[str, tuple[int, ...]] = {
+            up: (rows, self.hidden_size),
+            "down_proj": (self.hidden_size, self.width),
+        }
+        shapes = weights
+        if self.rank is not None:
+            shapes = {}
+            for name, (columns_out, columns_in) in weights.items():
+                shapes |= {f"{name}_a": (self.rank, columns_in), f"{name}_b": (columns_out, self.rank)}
         if self.bias:
             shapes |= {f"{up}_bias": (rows,), "down_proj_bias": (self.hidden_size,)}
         return shapes

@@ -34,6 +34,7 @@ from sprachbund.modeling.generation import DmoeGeneration
 from sprachbund.modeling.remote import write_remote_code
 from sprachbund.modeling.router import GroupRouter
 from sprachbund.modeling.routing import RoutingContext, current_routing, dispatch, routed
+from sprachbund.modeling.rows import KeyedEmbedding, KeyedHead, add_rows
 
 
 @dataclass
@@ -57,14 +58,16 @@ def _init_weights(model: Any, module: nn.Module) -> bool:
         init.normal_(module.weight, mean=0.0, std=std)
     elif isinstance(module, GroupExperts):
         for name, parameter in module.named_parameters(recurse=False):
-            zero = name.endswith("_bias") or (name == "down_proj" and model.config.expert_kind == "shared")
-            if zero:
+            last = name in ("down_proj", "down_proj_b") and model.config.expert_kind != "copy"
+            if name.endswith("_bias") or last:
                 init.zeros_(parameter)
             else:
                 init.normal_(parameter, mean=0.0, std=std)
     elif isinstance(module, LanguageGate):
         init.zeros_(module.log_prob)
     else:
+        if isinstance(module, KeyedEmbedding | KeyedHead):
+            init.zeros_(module.delta)
         return False
     return True
 
@@ -147,16 +150,20 @@ class _DmoeModel(_Ours):
         routing = context.routing or ("group" if context.given is not None else config.routing)
         if routing not in ROUTINGS:
             raise ValueError(f"routing = {routing!r} is unknown; one of {', '.join(ROUTINGS)}")
-        if routing == "top_k":
+        if routing == "top_k" and not config.row_of_group:
             return
         tokens: Any = arguments.get("input_ids")
         shape = tuple(arguments["inputs_embeds"].shape[:2] if tokens is None else tokens.shape)
-        if routing == "group":
+        if routing == "group" or (routing == "top_k" and context.given is not None):
             ids_BT = self._given_groups(context.given, shape)
         else:
             ids_BT = self._prefix_groups(tokens, context.token_mask, arguments)
-        context.group_ids = ids_BT
-        context.plan = dispatch(ids_BT.flatten(), config.num_groups)
+        plan = dispatch(ids_BT.flatten(), config.num_groups)
+        if config.row_of_group:  # rows are chosen before layer 0, where no router has decided anything
+            context.row_plan = plan
+            context.table_ids = torch.tensor(config.row_of_group, device=ids_BT.device)[ids_BT]
+        if routing != "top_k":
+            context.group_ids, context.plan = ids_BT, plan
 
     def _given_groups(self, group_ids: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         if group_ids is None:
@@ -204,6 +211,8 @@ class _DmoeForCausalLM(DmoeGeneration, _Ours):
         inner = inner_model(self)
         inner.__class__ = self.model_class
         inner.become_mixture(config)
+        if config.row_of_group:
+            add_rows(self, config)
         self.post_init()  # type: ignore[attr-defined]
 
     def _check_and_adjust_experts_implementation(self, experts_implementation: str | None) -> str | None:

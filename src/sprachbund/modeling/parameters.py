@@ -1,10 +1,12 @@
 """How many parameters a model has, how many of them one token uses, and what a mixture layer adds."""
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
+from sprachbund.modeling.expand import mixture_config
 from sprachbund.modeling.model import is_dmoe, mixture_layers
-from sprachbund.modeling.skeleton import dense_ffn_shape
+from sprachbund.modeling.rows import keyed_rows
+from sprachbund.modeling.skeleton import skeleton
 
 
 @dataclass(frozen=True)
@@ -25,19 +27,20 @@ def count_parameters(model: Any) -> ParameterCounts:
     idle = 0
     for moe in mixture_layers(model):
         # what is theirs alone: the weights of an activation function are shared
-        experts = sum(parameter.numel() for parameter in moe.experts.parameters(recurse=False))
-        idle += experts - experts // moe.experts.num_experts + moe.gate.weight.numel()
+        for bank in (moe.experts, moe.language_experts):
+            if bank is not None:
+                experts = sum(parameter.numel() for parameter in bank.parameters(recurse=False))
+                idle += experts - experts // bank.num_experts
+        idle += moe.gate.weight.numel()
+    for table in keyed_rows(model):
+        idle += table.numel() - table.numel() // len(table)
     return ParameterCounts(total, total - idle)
 
 
-def layer_cost(config: Any, *, num_groups: int, kind: Literal["shared", "copy"], width: int | None = None) -> int:
-    """Return the parameters that one layer of a dense model adds when it becomes a mixture of `num_groups` experts.
+def layer_cost(config: Any, **experts: Any) -> int:
+    """Return the parameters that one layer of a dense model adds when it becomes a mixture: experts and router.
 
-    The experts, and the router's row for each; `copy` replaces the dense FFN, `shared` keeps it. `width` is that of a
-    shared-kind expert (None: the dense FFN's), as in `expand`. `config` is the dense model's.
+    `config` is the dense model's; `experts` are arguments of `mixture_config` (groups or num_groups, kind, width, ...).
     """
-    dense = dense_ffn_shape(config)
-    expert = replace(dense, width=width) if kind == "shared" and width else dense
-    # experts beside the FFN have an activation function of their own, experts in its place have taken over its own
-    replaced = dense.num_parameters if kind == "copy" else -dense.activation
-    return num_groups * (expert.num_parameters + dense.hidden_size) - replaced
+    mixture = mixture_config(config, moe_layers=[0], **experts)
+    return count_parameters(skeleton(mixture)).total - count_parameters(skeleton(config)).total

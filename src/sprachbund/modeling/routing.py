@@ -52,9 +52,10 @@ class RoutingContext:
     """What was asked of one forward pass, and, once `decided`, what every mixture layer of it needs to know.
 
     Asked for: `routing`, the `given` group ids and the `token_mask`, (B, T). Decided: `group_ids`, (B, T), and the plan
-    made from them; None under top_k, where each layer's router decides. Where `wants_logits`, layers give their raw
-    router logits, (B, T, E), to `collect`. Recomputation under gradient checkpointing computes them again, as it must,
-    but after `close`, so that nothing is collected twice.
+    made from them; None under top_k, where each layer's router decides. For keyed rows, under every routing,
+    `row_plan` sorts positions by group and `table_ids`, (B, T), are the tables that they read. Where `wants_logits`,
+    layers give their raw router logits, (B, T, E), to `collect`. Recomputation under gradient checkpointing computes
+    them again, as it must, but after `close`, so that nothing is collected twice.
     """
 
     routing: str | None = None
@@ -64,6 +65,8 @@ class RoutingContext:
     decided: bool = False
     group_ids: Tensor | None = None
     plan: Dispatch | None = None
+    row_plan: Dispatch | None = None
+    table_ids: Tensor | None = None
     router_logits: list[Tensor] = field(default_factory=list)
     closed: bool = False
 

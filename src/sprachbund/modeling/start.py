@@ -1,17 +1,21 @@
 """The weights that a mixture starts from, so that it computes what the dense model did.
 
 Random weights are drawn by the name of what they are for, so that they are the same whether a model is expanded in
-memory or from disk, and in whatever order. Shapes: D model width, F expert width, E experts.
+memory or from disk, and in whatever order. Shapes: D model width, F expert width, E experts, R rank.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from sprachbund.modeling.ffn_weights import FfnShape
+
 ROUTER_STD = 0.02
+
+Scales = Mapping[str, Sequence[float]]  # standard deviations of an FFN's first projections: of gate and up, or of up
 
 
 def drawn(name: str, shape: tuple[int, ...], *, std: float, seed: int) -> Tensor:
@@ -21,37 +25,33 @@ def drawn(name: str, shape: tuple[int, ...], *, std: float, seed: int) -> Tensor
     return torch.randn(shape, generator=generator) * std
 
 
-def starting_expert(
-    dense: Mapping[str, Tensor], *, kind: Literal["shared", "copy"], width: int | None, name: str, seed: int
-) -> dict[str, Tensor]:
-    """Return the tensors of one expert from those of the dense FFN, in the experts' own layout (`to_expert`).
+def scales_of(dense: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    """Return the scales of the first projections of a dense FFN, given in the experts' own layout (`to_expert`)."""
+    first = next(name for name in ("gate_up_proj", "up_proj") if name in dense)
+    parts = 2 if first.startswith("gate_up") else 1
+    return {first: [float(part.float().std()) for part in dense[first].chunk(parts)]}
 
-    Kind `copy`: the dense ones. Kind `shared`: `width` fresh units (None: as many as the FFN's) whose first projections
-    are drawn at the FFN's own scale, with a last projection of zeros, so that the expert adds nothing. Starting from
-    the FFN's units instead would start from features that the layer has already (docs/decisions.md has the
-    measurement). `name` tells the experts of a model apart.
+
+def fresh_tensor(key: str, shape: FfnShape, scales: Scales, *, name: str, seed: int) -> Tensor:
+    """Return one tensor, in float32, of a fresh expert that adds nothing: its last projection is zero, so are biases.
+
+    The first projections are drawn at the FFN's own scale. Starting from the FFN's units instead would start from
+    features that the layer has already (docs/decisions.md has the measurement). `name` tells the experts of a model
+    apart. Of the factors of a low-rank expert the last is zero; the scale of the others is that of their product.
     """
-    if kind == "copy":
-        return dict(dense)
-    down_DF = dense["down_proj"]
-    hidden_size, dense_width = down_DF.shape
-    own = width or dense_width
-    expert: dict[str, Tensor] = {}
-    for key, tensor in dense.items():
-        parts = 2 if key.startswith("gate_up") else 1
-        if key == "down_proj":
-            expert[key] = tensor.new_zeros(hidden_size, own)
-        elif key == "down_proj_bias":
-            expert[key] = torch.zeros_like(tensor)
-        elif key.endswith("_bias"):
-            expert[key] = tensor.new_zeros(parts * own)
-        else:
-            fresh = [
-                drawn(f"{name}.{key}.{part}", (own, hidden_size), std=float(half.float().std()), seed=seed)
-                for part, half in enumerate(tensor.chunk(parts))
-            ]
-            expert[key] = torch.cat(fresh).to(tensor.dtype)
-    return expert
+    own = shape.tensors()[key]
+    weight = key.removesuffix("_a").removesuffix("_b")
+    if key.endswith("_bias") or key == "down_proj" or key == "down_proj_b":
+        return torch.zeros(own)
+    if weight == "down_proj":
+        return drawn(f"{name}.{key}", own, std=shape.width**-0.5, seed=seed)
+    stds = scales.get(weight) or [shape.hidden_size**-0.5] * (2 if shape.gated else 1)
+    if shape.rank is None:
+        rows = own[0] // len(stds)
+        parts = [drawn(f"{name}.{key}.{part}", (rows, own[1]), std=std, seed=seed) for part, std in enumerate(stds)]
+        return torch.cat(parts)
+    std = (sum(stds) / len(stds) / shape.rank**0.5) ** 0.5
+    return drawn(f"{name}.{key}", own, std=std, seed=seed)
 
 
 def starting_router(

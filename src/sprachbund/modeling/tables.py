@@ -18,10 +18,13 @@ def layer_table(config: Any, layer: int) -> list[int]:
 
 
 def expert_tables(config: Any) -> Tensor | None:
-    """Return the expert of each group in each mixture layer, (M, G); None where it is the group's own in all of them.
+    """Return the router's answer that is each group's own in each mixture layer, (M, G); None where it is its number.
 
-    The rows are in the order of the layers, as `router_logits` are.
+    That is its expert; in a hierarchy, whose routers choose among groups, the group itself. The rows are in the order
+    of the layers, as `router_logits` are.
     """
+    if config.language_width is not None:
+        return None
     tables = [layer_table(config, layer) for layer in sorted(config.moe_layers)]
     own = list(range(config.num_groups))
     return None if all(table == own for table in tables) else torch.tensor(tables)

@@ -93,7 +93,9 @@ class Groups(Part):
     """Which languages share an expert."""
 
     count: int | Literal["auto"] = Field(
-        6, description="number of groups K, at most the number of languages; auto: chosen (docs/grouping.md)"
+        6,
+        description="number of groups K, at most the number of languages; 1: all share one; auto: chosen "
+        "(docs/grouping.md)",
     )
     source: GroupSource = Field(
         "deviation",
@@ -129,8 +131,8 @@ class Groups(Part):
     @field_validator("count", mode="before")
     @classmethod
     def _count(cls, value: Any) -> Any:
-        if value != "auto" and not (isinstance(value, int) and not isinstance(value, bool) and value >= 2):
-            raise ValueError(f"found {value!r}; give a whole number from 2, or auto")
+        if value != "auto" and not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+            raise ValueError(f"found {value!r}; give a whole number from 1, or auto")
         return value
 
     @field_validator("weights", mode="before")

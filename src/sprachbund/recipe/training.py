@@ -8,18 +8,39 @@ from pydantic import Field, model_validator
 
 from sprachbund.recipe.part import Part, Positive, Rate, Share
 
-Routing = Literal["group", "prefix", "top_k"]
+Routing = Literal["group", "prefix", "top_k", "alternate"]
 
 
 class Experts(Part):
     """What a group owns in a mixture layer."""
 
-    kind: Literal["shared", "copy"] = Field(
+    kind: Literal["shared", "copy", "adapter", "hierarchy"] = Field(
         "shared",
         description="shared: the dense FFN stays, each group adds an expert that starts at zero [ours]; "
-        "copy: each group owns a copy of the dense FFN [paper]",
+        "copy: each group owns a copy of the dense FFN [paper]; adapter: a bottleneck on the FFN's output (X-MOD, "
+        "Pfeiffer et al. 2022); hierarchy: shared, and a small expert for each language beside its group's [ours]",
     )
-    width: Positive | None = Field(None, description="FFN width of a shared-kind expert; null: that of the dense FFN")
+    by: Literal["group", "language"] = Field(
+        "group", description="whose an expert is: its group's, or one for each language, whatever the groups"
+    )
+    width: Positive | None = Field(
+        None, description="units of an expert; null: as many as the dense FFN has (adapter: half the model's width)"
+    )
+    language_width: Positive | None = Field(
+        None, description="hierarchy: units of a language's own expert; null: a sixth of the group's"
+    )
+    budget: float | None = Field(
+        None, gt=1, description="widths such that all parameters are at most this multiple of the base's; replaces them"
+    )
+    rank: Positive | None = Field(None, description="experts in low-rank factors of so many columns; null: full rank")
+    rows: Literal["group", "language", "all"] | None = Field(
+        None,
+        description="what each group, or each language, adds to the embedding and output rows, starting at zero; "
+        "all: one such table for everybody (a control)",
+    )
+    rate_factor: float = Field(
+        1.0, gt=0, description="learning rate of experts and keyed rows as a multiple of the model's"
+    )
     num_experts_per_tok: Positive = Field(2, description="experts per token under top_k routing [paper: 2]")
     router_gradient: Literal["detach", "through"] = Field(
         "detach", description="does the router's loss reach the language model? [paper: through] [ours: detach]"
@@ -34,7 +55,10 @@ class Stage(Part):
     """One stage of training."""
 
     share: Share = Field(..., description="share of the training tokens")
-    routing: Routing = Field("group", description="group: given ids; prefix: count-based; top_k: learned router")
+    routing: Routing = Field(
+        "group",
+        description="group: given ids; prefix: count-based; top_k: learned router; alternate: group and top_k in turns",
+    )
     router_loss: float = Field(0.0, ge=0, description="weight of the router's cross-entropy to the group [paper: 1.28]")
     balance_loss: float = Field(0.0, ge=0, description="weight of the Switch balance loss (Fedus et al. 2022)")
     learning_rate: Rate | None = Field(None, description="peak rate of this stage; null: train.learning_rate")

@@ -14,6 +14,10 @@ from sprachbund.export.card import write_card
 from sprachbund.grouping.greedy import Grouping
 from sprachbund.modeling import count_log_prob, expand
 from sprachbund.modeling.base import device
+from sprachbund.modeling.expand import mixture_config
+from sprachbund.modeling.sizing import widths_within
+from sprachbund.modeling.skeleton import dense_ffn_shape
+from sprachbund.recipe import Experts
 from sprachbund.run.data import PackedCorpora, batch_schedule
 from sprachbund.run.directory import Run
 from sprachbund.training import TrainingBlocks, TrainingPlan, train
@@ -121,20 +125,46 @@ def train_dense(run: Run, base: Any, packed: PackedCorpora, grouping: Grouping, 
     return facts
 
 
+def expert_arguments(experts: Experts, dense: Any, groups: Mapping[str, int], layers: LayerPlan) -> dict[str, Any]:
+    """Return the arguments of `expand` and `mixture_config` for a recipe's experts; `dense` is the base's config.
+
+    Raises InputError where the budget leaves no room for them.
+    """
+    arguments: dict[str, Any] = {
+        "moe_layers": layers.layers,
+        "expert_of_group": layers.experts,
+        "groups": groups,
+        "kind": experts.kind,
+        "by": experts.by,
+        "width": experts.width,
+        "rank": experts.rank,
+        "rows": experts.rows,
+        "num_experts_per_tok": min(experts.num_experts_per_tok, len(groups)),
+        "router_gradient": experts.router_gradient,
+    }
+    hierarchy = experts.kind == "hierarchy"
+    if experts.budget is not None:
+
+        def of_widths(width: int, language_width: int | None) -> Any:
+            return mixture_config(dense, **arguments | {"width": width, "language_width": language_width})
+
+        widths = widths_within(dense, of_widths, budget=experts.budget, hierarchy=hierarchy)
+        arguments["width"], arguments["language_width"] = widths
+    elif hierarchy:
+        width = experts.width or dense_ffn_shape(dense).width
+        arguments["language_width"] = experts.language_width or max(width // 6, 1)
+    return arguments
+
+
 def expand_base(run: Run, base: Any, packed: PackedCorpora, grouping: Grouping, layers: LayerPlan) -> Any:
     """Return the mixture at step 0: the base's function, in experts."""
-    dense, experts = base.load(dtype="float32"), run.recipe.experts
+    dense = base.load(dtype="float32")
     assignment = grouping.as_dict()
+    groups = {tag: assignment[tag] for tag in packed.train}
     return expand(
         dense,
-        moe_layers=layers.layers,
-        expert_of_group=layers.experts,
-        groups={tag: assignment[tag] for tag in packed.train},
-        kind=experts.kind,
-        width=experts.width,
-        num_experts_per_tok=min(experts.num_experts_per_tok, len(grouping.groups)),
-        router_gradient=experts.router_gradient,
-        router_init=experts.router_init,
+        **expert_arguments(run.recipe.experts, dense.config, groups, layers),
+        router_init=run.recipe.experts.router_init,
         log_prob=count_log_prob([p.tokens for p in packed.train.values()], vocab_size=dense.config.vocab_size),
         seed=run.recipe.seed,
     ).to(device())
@@ -149,8 +179,7 @@ def train_mixture(
     def work() -> Mapping[str, Any]:
         model = expand_base(run, base, packed, grouping, layers)
         blocks = training_blocks(run, packed, grouping, plan)
-        assignment = grouping.as_dict()
-        groups = [assignment[tag] for tag in packed.train]
+        groups = [model.config.groups[tag] for tag in packed.train]
         return run_training(
             run, "train", model, blocks, plan, groups=groups, tokenizer=tokenizer, keep=run.path("model")
         )

@@ -33,6 +33,7 @@ from sprachbund.modeling.parameters import layer_cost
 from sprachbund.progress import say
 from sprachbund.run.data import PackedCorpora
 from sprachbund.run.directory import Run
+from sprachbund.run.learning import expert_arguments
 from sprachbund.run.probing import DenseBase, Probes
 from sprachbund.similarity import STEPWISE, by_repeat, resampled, similarity_by_layer, similarity_of
 
@@ -227,7 +228,7 @@ def choose_layers(run: Run, base: DenseBase, probes: Probes | None, grouping: Gr
     after = ["probe"] if measured or choice.source is not None else ["base"]
     if choice.budget is not None or choice.layerwise is not None:
         after.append("groups")
-        inputs.append(run.recipe.experts.model_dump(include={"kind", "width"}))
+        inputs.append(run.recipe.experts.model_dump(include={"kind", "by", "width", "language_width", "rank"}))
     result = run.stage("layers", inputs, ["layers.csv"] if measured else [], work, after=after)
     experts = result.get("experts")
     return LayerPlan(
@@ -246,7 +247,7 @@ def _chosen(
         return _layerwise(probes, grouping, total=choice.layerwise)
     if choice.source == "deviation":
         assert norms is not None
-        return LayerPlan(_by_deviation(run, base, norms, num_groups=len(grouping.groups)))
+        return LayerPlan(_by_deviation(run, base, norms, grouping))
     if choice.given is not None:
         if max(choice.given) >= num_layers:
             raise InputError(f"layers.given names layer {max(choice.given)}; the base has layers 0 to {num_layers - 1}")
@@ -254,8 +255,8 @@ def _chosen(
     return LayerPlan(list(range(num_layers)))
 
 
-def _by_deviation(run: Run, base: DenseBase, norms: list[float], *, num_groups: int) -> list[int]:
-    choice, experts = run.recipe.layers, run.recipe.experts
+def _by_deviation(run: Run, base: DenseBase, norms: list[float], grouping: Grouping) -> list[int]:
+    choice = run.recipe.layers
     if choice.epsilon is not None:
         for warning in (noise_warning(norms), outlier_warning(norms, epsilon=choice.epsilon)):
             if warning:
@@ -264,7 +265,9 @@ def _by_deviation(run: Run, base: DenseBase, norms: list[float], *, num_groups: 
     if choice.top is not None:
         return choose_top(norms, num_layers=choice.top)
     assert choice.budget is not None
-    cost = layer_cost(base.config(), num_groups=num_groups, kind=experts.kind, width=experts.width)
+    dense = base.config()
+    arguments = expert_arguments(run.recipe.experts, dense, grouping.as_dict(), LayerPlan([0])) | {"rows": None}
+    cost = layer_cost(dense, **{name: arguments[name] for name in arguments if name != "moe_layers"})
     return choose_by_budget(norms, budget=choice.budget, cost_L=[cost] * len(norms))
 
 

@@ -91,19 +91,31 @@ def _score_all(
     run: Run, model: Any, texts: Mapping[str, TestText], routing: str | None, grouping: Grouping, advance: Any
 ) -> dict[str, LanguageScores]:
     settings, assignment = run.recipe.evaluate, grouping.as_dict()
+    own = getattr(model.config, "groups", None) or assignment
     scores = {}
     for tag, text in texts.items():
-        scores[tag] = score_language(
+        found = score_language(
             model,
             text,
             window=settings.window or run.recipe.train.block_size,
             burn_in=settings.burn_in,
             batch_tokens=settings.batch_tokens,
             routing=routing,
-            group=assignment[tag],
+            group=own[tag],
         )
+        if found.routed and len(found.routed) > len(grouping.groups):
+            found.routed = _by_group(found.routed, own, assignment)
+        scores[tag] = found
         advance(1, f"{routing or 'dense'} {tag}")
     return scores
+
+
+def _by_group(routed: Sequence[float], own: Mapping[str, int], assignment: Mapping[str, int]) -> list[float]:
+    """Return shares per group of the grouping, from shares per group of a model whose groups are languages."""
+    shares = [0.0] * len(set(assignment.values()))
+    for tag, number in own.items():
+        shares[assignment[tag]] += routed[number]
+    return shares
 
 
 def _facts(run: Run) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 Shapes: S steps, B sequences of a step, L languages, T tokens of a block.
 """
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -42,6 +43,12 @@ class TrainingBlocks(Dataset[dict[str, Tensor]]):
             places = np.flatnonzero(self.languages == language)
             self.blocks[places] = block_sequence(corpus.num_blocks(block_size), len(places), seed=seed, tag=tag)
 
+    def select(self, places: np.ndarray | slice) -> Self:
+        """Return these training sequences only, in this order: a part of the steps, or the languages of a group."""
+        selected = copy.copy(self)
+        selected.languages, selected.blocks = self.languages[places], self.blocks[places]
+        return selected
+
     def __len__(self) -> int:
         return len(self.languages)
 
@@ -52,5 +59,6 @@ class TrainingBlocks(Dataset[dict[str, Tensor]]):
 
 
 def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Any]:
-    """Return {"input_ids": (B, T), "language": (B,)}."""
-    return {key: torch.stack([item[key] for item in items]) for key in items[0]}
+    """Return {"input_ids": (B, T), "language": (B,)}; items that are batches already are joined."""
+    join = torch.stack if items[0]["input_ids"].dim() == 1 else torch.cat
+    return {key: join([item[key] for item in items]) for key in items[0]}

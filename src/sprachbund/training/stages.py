@@ -29,6 +29,7 @@ class TrainingPlan:
     learning_rate: float
     stages: tuple[StagePlan, ...]
     router_learning_rate: float | None = None
+    expert_rate_factor: float = 1.0
     cosine_per_stage: bool = False
     warmup: float = 0.03
     weight_decay: float = 0.0
@@ -88,6 +89,7 @@ def plan_training(recipe: Recipe) -> TrainingPlan:
         learning_rate=train.learning_rate,
         stages=stages,
         router_learning_rate=recipe.experts.router_rate_factor * train.learning_rate,
+        expert_rate_factor=recipe.experts.rate_factor,
         cosine_per_stage=train.cosine == "stage",
         warmup=train.warmup,
         weight_decay=train.weight_decay,

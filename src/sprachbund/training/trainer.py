@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from sprachbund.errors import SprachbundError
+from sprachbund.errors import DivergedError
 from sprachbund.memory import peak_memory_mb
 from sprachbund.modeling.base import device
 from sprachbund.modeling.model import is_dmoe
@@ -40,6 +40,11 @@ class TrainingResult:
 
     seconds: float
     tokens_per_second: float
+
+
+def _is_keyed(name: str) -> bool:
+    """Is this parameter an expert's or a table's of keyed rows?"""
+    return ".experts." in name or ".language_experts." in name or name.endswith(".delta")
 
 
 class GroupTrainer(Trainer):  # type: ignore[misc]
@@ -72,6 +77,8 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
                 rate = plan.learning_rate
                 if plan.router_learning_rate is not None and name.endswith(".gate.weight"):
                     rate = plan.router_learning_rate
+                elif _is_keyed(name):
+                    rate *= plan.expert_rate_factor
                 groups[(rate, plan.weight_decay if parameter.dim() > 1 else 0.0)].append(parameter)
         parameters = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
         self.optimizer = torch.optim.AdamW(parameters, betas=(0.9, plan.beta2), fused=True)
@@ -95,13 +102,16 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
             loss = parts["language_model_loss"] = outputs.loss
         else:
             group_ids = self.group_of_language.to(languages.device)[languages]
+            routing = stage.routing
+            if routing == "alternate":
+                routing = "top_k" if self.state.global_step % 2 else "group"
             outputs = model(
                 input_ids=input_ids,
                 labels=input_ids,
                 use_cache=False,
-                group_ids=group_ids if stage.routing == "group" else None,
-                routing=stage.routing,
-                output_router_logits=stage.routing == "top_k" or stage.router_loss > 0 or stage.balance_loss > 0,
+                group_ids=None if routing == "prefix" else group_ids,
+                routing=routing,
+                output_router_logits=routing == "top_k" or stage.router_loss > 0 or stage.balance_loss > 0,
             )
             loss = parts["language_model_loss"] = outputs.loss
             if stage.router_loss:
@@ -114,7 +124,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
             self._count_tokens(outputs, languages)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise SprachbundError(
+            raise DivergedError(
                 f"the loss became {value} at step {self.state.global_step + 1}; the model was not updated with it. "
                 f"Lower {self.plan.rate_name} (now {self.plan.learning_rate:g}) and run the command again with --update"
             )
@@ -275,7 +285,7 @@ def train(
     """Train a model in place by a plan; resumes from the last complete checkpoint in `folder`.
 
     `groups`, (L,), is the group of each language of `blocks`; `log(event, **values)` receives what is to be recorded.
-    Raises SprachbundError when the loss is not finite (before the update).
+    Raises DivergedError when the loss is not finite (before the update).
     """
     resume = last_checkpoint(folder)
     done = int(resume.name.rsplit("-", 1)[1]) if resume else 0
