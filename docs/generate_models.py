@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from sprachbund.errors import InputError
-from sprachbund.export.dense import why_not_dense
+from sprachbund.export.foldable import why_not_dense
 from sprachbund.export.targets import TARGETS, Target, verdict
 from sprachbund.modeling.base import quiet
 from sprachbund.modeling.expand import mixture_config
@@ -91,7 +91,8 @@ model = get_peft_model(model, config)
 
 Where transformers keeps the FFN of a decoder layer, and its shape with the family's default configuration; biases are
 taken over wherever a model has them. Attention, norms and caches stay the family's own. *Dense export*: the kinds of
-expert of which one group can be folded into a plain dense model (`--to dense`).
+expert of which one group can be folded into a plain dense model (`--to dense`). `shared` stands for hierarchies and for
+low-rank experts as well. Keyed rows are added to the embedding and the output rows. Adapters have no dense model.
 """
 FUSED = "gate and up projection in one tensor"
 REFUSED_HEAD = """## Not supported
@@ -109,6 +110,10 @@ allowed, `--densify` stores them as identical experts. Experts of kind `shared` 
 which Qwen2-MoE has; elsewhere it becomes a part of every expert. That is exact, since the weights of the chosen experts
 sum to 1, but costs memory and time. `sprachbund export --list MODEL` gives the verdict for one model,
 with every reason and caveat.
+
+In the table `shared` stands for hierarchies too, in which each language becomes an expert: its relatives' and its own
+side by side; and for low-rank experts, whose factors are multiplied out. Adapters, which read the FFN's output, and
+rows of each group have no place in a native architecture; rows that all groups share are added to the embedding.
 """
 CAVEATS_HEAD = """What `--list` warns of, for the families' default configurations with 6 groups (of vLLM and llama.cpp
 the sources were read; they were not run):

@@ -39,7 +39,8 @@ def _type(annotation: Any) -> str:
         return _type(arguments[0])
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation.__name__
-    return {"str": "text", "int": "number", "float": "number", "bool": "true | false"}.get(annotation.__name__, "")
+    words = {"str": "text", "int": "number", "float": "number", "bool": "true | false", "Any": "values"}
+    return words.get(annotation.__name__, "")
 
 
 def _default(field: FieldInfo) -> str:

@@ -115,10 +115,10 @@ def test_a_string_is_a_base_and_a_source() -> None:
             {"train__stages": [{"share": 0.5}, {"share": 0.4}]},
             "train: the stages' shares sum to 0.9; they must sum to 1",
         ),
-        ({"groups__count": 4}, ": groups.count = 4 for 3 languages; give 2 to 3, or auto"),
+        ({"groups__count": 4}, ": groups.count = 4 for 3 languages; give 1 to 3, or auto"),
         (
             {"experts": {"kind": "copy", "width": 64}},
-            ": experts.width belongs to experts.kind: shared; a copy has the dense FFN's width",
+            ": experts.width does not belong to experts.kind: copy; a copy has the dense FFN's width",
         ),
         (
             {"base": {"scratch": {"num_layers": 2}}, "layers": {"given": [0, 2]}},
@@ -129,8 +129,8 @@ def test_a_string_is_a_base_and_a_source() -> None:
             ": layers.top = 3 is more than the base's 2 layers",
         ),
         (
-            {"groups__count": 1},
-            "groups.count: found 1; give a whole number from 2, or auto",
+            {"groups__count": 0},
+            "groups.count: found 0; give a whole number from 1, or auto",
         ),
         (
             {"groups__similarity": "s.csv"},

@@ -12,6 +12,10 @@ class InputError(SprachbundError):
     """What the user gave is wrong: a file, a recipe, an argument (exit status 2)."""
 
 
+class DivergedError(SprachbundError):
+    """A training diverged: its loss, or what the model predicts, is no number any more."""
+
+
 def brief(error: object) -> str:
     """Return what a library's error says, on one line and cut, to stand in brackets in a sentence of ours."""
     return " ".join(str(error).split())[:240]

@@ -111,11 +111,11 @@ def build_recipe(
         _set(values, change, below)
     if seed is not None:
         values["seed"] = seed
-    merged = _merge(below, values)
+    merged = merge(below, values)
     try:
         return Recipe.model_validate(merged).resolved(folder.resolve())
     except ValidationError as error:
-        raise InputError(_explain(error, name)) from None
+        raise InputError(explain(error, name)) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -150,12 +150,13 @@ def _conflicts(below: Any, above: Any, place: str = "") -> list[str]:
     return [] if below == above else [place]
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def merge(below: Mapping[str, Any], above: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Return a recipe's values laid over others, such as a preset's: parts are merged, `layers` and lists replaced."""
     merged = dict(below)
     for key, value in above.items():
         place = f"{path}{key}"
         if isinstance(value, dict) and isinstance(merged.get(key), dict) and place not in WHOLE:
-            merged[key] = _merge(merged[key], value, f"{place}.")
+            merged[key] = merge(merged[key], value, f"{place}.")
         elif place == "groups" and isinstance(value, dict) and "given" not in value:
             merged[key] = {**(merged.get(key) or {}), **value}
         else:
@@ -231,13 +232,15 @@ def _description(location: Sequence[int | str]) -> str:
     return (part.model_fields[str(location[-1])].description or "") if part else ""
 
 
-def _explain(error: ValidationError, name: str) -> str:
-    """Return one sentence: the first mistake, where it is, and how many more there are."""
+def explain(error: ValidationError, name: str, *, inside: str = "") -> str:
+    """Return one sentence: the first mistake, where it is (the recipe itself may stand `inside` another's place, which
+    ends in a dot), and how many more there are.
+    """
     errors = error.errors()
     unknown = [e for e in errors if e["type"] == "extra_forbidden"]
     first = (unknown or errors)[0]
     location = list(first["loc"])
-    place = ".".join(map(str, location)) or "the recipe"
+    place = (inside + ".".join(map(str, location))).rstrip(".") or "the recipe"
     known = _known_keys(location[:-1])
     found = repr(first["input"])
     found = found if len(found) < 80 else found[:77] + "..."

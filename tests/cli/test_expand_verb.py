@@ -70,6 +70,38 @@ def test_groups_of_a_file_have_canonical_tags(dense: Path, tmp_path: Path, cli: 
     assert one == two
 
 
+KINDS = [
+    (("--kind", "adapter", "--width", 5), "2 groups, adapter"),
+    (("--kind", "hierarchy", "--width", 5, "--language-width", 2), "3 languages, hierarchy"),
+    (("--rank", 2, "--rows", "group"), "2 groups, shared of rank 2, rows by group"),
+    (("--rows", "language"), "3 languages, shared, rows by language"),
+    (("--kind", "copy", "--rows", "all"), "2 groups, copy, rows for all"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), KINDS)
+def test_every_kind_is_expanded(
+    options: tuple[Any, ...], said: str, dense: Path, tmp_path: Path, cli: CommandLine
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    groups = tmp_path / "groups.json"
+    groups.write_text(json.dumps({"swh_Latn": 1, "deu_Latn": 0, "fra_Latn": 1}))
+    out = tmp_path / "out"
+    done = cli("expand", dense, "--layers", "1-2", "--groups", groups, "--out", out, *options)
+    assert done.status == 0, done.err
+    model = AutoModelForCausalLM.from_pretrained(out)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert done.out.startswith(f"expanded: {out} (layers 1-2 of 6, {said}; {total:,} parameters, ")
+    assert cli("inspect", out).status == 0
+
+
+def test_one_group_widens_the_ffn(dense: Path, tmp_path: Path, cli: CommandLine) -> None:
+    done = cli("expand", dense, "--layers", "all", "--groups", 1, "--width", 8, "--out", tmp_path / "out")
+    assert done.status == 0, done.err
+    assert "(layers 0-5 of 6, 1 group, shared; " in done.out
+
+
 def test_the_groups_of_a_run_expand_any_model(dense: Path, finished: Path, tmp_path: Path, cli: CommandLine) -> None:
     said = cli("expand", dense, "--layers", "1", "--groups", finished / "groups.json", "--out", tmp_path / "out")
     assert said.status == 0, said.err
@@ -92,7 +124,7 @@ def test_the_groups_of_a_run_expand_any_model(dense: Path, finished: Path, tmp_p
         ),
         (
             ("--layers", "1", "--groups", "2", "--kind", "shard"),
-            "--kind shard is unknown; give shared or copy, did you",
+            "--kind shard is unknown; give shared, copy, adapter or hierarchy, did you",
         ),
         (("--layers", "1", "--groups", "2", "--router", "x"), "--router x is unknown; give zero or normal\n"),
         (("--layers", "0-6", "--groups", "2", "--out", "{out}"), "layer 6 does not exist; the base has layers 0 to 5"),
@@ -107,6 +139,22 @@ def test_the_groups_of_a_run_expand_any_model(dense: Path, finished: Path, tmp_p
             "num_experts_per_tok = 3 must lie in 1..2, the groups' number",
         ),
         (("--layers", "0", "--groups", "2", "--width", "0", "--out", "{out}"), "width = 0: "),
+        (
+            ("--layers", "0", "--groups", "2", "--rows", "groups", "--out", "{out}"),
+            "--rows groups is unknown; give group, language or all, did you mean 'group'",
+        ),
+        (
+            ("--layers", "0", "--groups", "2", "--kind", "hierarchy", "--out", "{out}"),
+            "language_width = None with kind = 'hierarchy': a hierarchy has it, and no other kind does",
+        ),
+        (
+            ("--layers", "0", "--groups", "2", "--kind", "hierarchy", "--language-width", "2", "--out", "{out}"),
+            "something is keyed by language and the groups have none; give groups, {{tag: group}}",
+        ),
+        (
+            ("--layers", "0", "--groups", "2", "--kind", "adapter", "--rank", "2", "--out", "{out}"),
+            "rank = 2 with kind = 'adapter': experts of kind shared or hierarchy may have one, from 1",
+        ),
         (("--layers", "0", "--groups", "2", "--out", "{dense}"), "{dense} exists already; give another --out, or rem"),
     ],
 )
@@ -205,6 +253,7 @@ def test_groups_are_a_number_or_a_file(tmp_path: Path) -> None:
 
 def test_the_help_says_which_options_are_for_a_model(cli: CommandLine) -> None:
     text = " ".join(re.sub(r"[─│╭╮╰╯]", " ", cli("expand", "--help").out).split())
-    for option in ("--layers", "--groups", "--kind", "--width", "--top-k", "--router"):
+    new = ("--language-width", "--rank", "--rows")
+    for option in ("--layers", "--groups", "--kind", "--width", "--top-k", "--router", *new):
         assert re.search(rf"{option} <\w+> Model: ", text), option
     assert "shared, experts that add to the FFN (default)" in text

@@ -56,6 +56,43 @@ def test_a_mixture(mixture: Path, cli: CommandLine) -> None:
     assert said.out == MIXTURE.format(mixture, " (caveats: sprachbund export --list)")
 
 
+HIERARCHY = """\
+experts     a hierarchy in each mixture layer: 3 experts for groups of languages of width 6, 4 for languages of width \
+2, in factors of rank 2
+rows        3 tables of deltas on the embedding and the output rows, one for each group
+routing     top_k where none is asked for; top_k chooses 2 experts
+FFN         gated, 24 units wide, without biases
+group 0     German (deu_Latn), with expert 0
+group 1     Swahili (swh_Latn), with expert 1
+group 2     Zulu (zul_Latn), with expert 1
+group 3     Serbian (Latin) (srp_Latn), with expert 2
+exports     dense: yes (one language as a plain qwen3 model; the factors of the experts, of rank 2, are multiplied \
+out: 384 numbers for each instead of 176; the deltas of the keyed rows are added to the embedding and the output rows)
+            qwen3_moe: no, it has one embedding and one output row for each token; the model has some for each group \
+(row_of_group)
+"""
+
+
+def test_a_hierarchy_with_factors_and_rows(tmp_path: Path, cli: CommandLine) -> None:
+    options: dict[str, Any] = {"kind": "hierarchy", "width": 6, "language_width": 2, "rank": 2, "rows": "group"}
+    config = mixture_config(AutoConfig.for_model("qwen3", **SIZES), moe_layers=[0, 1], groups=GROUPS, **options)
+    config.save_pretrained(tmp_path)
+    kept = [
+        line for line in cli("inspect", tmp_path).out.splitlines()
+        if not line.startswith(("model", "layers", "parameters", "memory"))
+    ]  # fmt: skip
+    assert kept == HIERARCHY.splitlines()
+    facts = json.loads(cli("inspect", tmp_path, "--json").out)["mixture"]
+    assert (facts["language_width"], facts["rank"], facts["rows"], facts["row_tables"]) == (2, 2, "group", 3)
+
+
+def test_rows_that_all_groups_share(tmp_path: Path, cli: CommandLine) -> None:
+    dense = AutoConfig.for_model("qwen3", **SIZES)
+    mixture_config(dense, moe_layers=[0], groups=GROUPS, kind="copy", rows="all").save_pretrained(tmp_path)
+    lines = cli("inspect", tmp_path).out.splitlines()
+    assert "rows        1 table of deltas on the embedding and the output rows, for all groups" in lines
+
+
 def test_a_dense_model(tmp_path: Path, cli: CommandLine) -> None:
     AutoConfig.for_model("llama", **SIZES).save_pretrained(tmp_path)
     assert cli("inspect", tmp_path).out == DENSE.format(tmp_path, tmp_path)

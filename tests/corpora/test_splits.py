@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sprachbund.corpora import splits as module
-from sprachbund.corpora.splits import SplitDocuments, lines_of, split_documents
+from sprachbund.corpora.splits import STRETCH_BYTES, SplitDocuments, lines_of, split_documents, thinned
 from sprachbund.errors import InputError
 from sprachbund.recipe import Source, Splits
 
@@ -107,3 +108,54 @@ def test_splits_share_no_line(documents: list[str], seed: int) -> None:
     assert not dev & test
     assert train | dev | test == lines_of(documents)
     assert all(document == document.strip() != "" for document in result.train + result.dev + result.test)
+
+
+def size(documents: list[str]) -> int:
+    return sum(len(document.encode()) for document in documents)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.0333])
+def test_thinning_keeps_about_the_share_in_stretches_from_everywhere(share: float) -> None:
+    documents = [f"verse {i:05} " + "word " * (20 + i % 13) for i in range(6000)]
+    kept = thinned(documents, share)
+    assert size(kept) == pytest.approx(share * size(documents), abs=STRETCH_BYTES)
+    numbers = [int(document.split()[1]) for document in kept]
+    assert numbers == sorted(set(numbers))
+    # every tenth of the corpus gives its part, give or take a stretch
+    tenth = size(documents) / 10
+    for part in range(10):
+        given = size([kept[i] for i, number in enumerate(numbers) if number // 600 == part])
+        assert abs(given - share * tenth) <= 1.1 * STRETCH_BYTES
+    starts = sum(after != before + 1 for before, after in pairwise(numbers)) + 1
+    if share < 0.5:
+        assert size(kept) / starts == pytest.approx(STRETCH_BYTES, rel=0.1)
+    assert thinned(documents, share) == kept
+
+
+@pytest.mark.parametrize(
+    ("documents", "share", "kept"),
+    [
+        (["a", "b", "c"], None, ["a", "b", "c"]),
+        (["a", "b", "c"], 1.0, ["a", "b", "c"]),
+        (["only"], 0.01, ["only"]),  # never nothing
+        (["long " * 9, "short", "long " * 9], 0.001, ["short"]),  # whole documents: the one that is nearest
+        ([str(i) for i in range(10)], 0.5, ["0", "2", "4", "6", "8"]),
+    ],
+)
+def test_thinning_of_few_documents(documents: list[str], share: float | None, kept: list[str]) -> None:
+    assert thinned(documents, share) == kept
+
+
+def test_a_small_share_of_a_small_corpus_is_not_all_from_one_place() -> None:
+    kept = thinned([f"{i:03}" for i in range(400)], 0.04)
+    assert len(kept) == 16
+    assert {int(document) // 100 for document in kept} == {0, 1, 2, 3}
+
+
+def test_keep_thins_out_train_only(tmp_path: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", [f"document {i}" for i in range(500)] + ["menu", "document 7\nnew"])
+    whole = split_documents(Source(file=str(tmp_path / "a.jsonl")), Splits(), seed=0)
+    part = split_documents(Source(file=str(tmp_path / "a.jsonl"), keep=0.1), Splits(), seed=0)
+    assert 0.05 < size(part.train) / size(whole.train) < 0.15
+    assert set(part.train) < set(whole.train)
+    assert (part.dev, part.test, part.documents) == (whole.dev, whole.test, whole.documents)

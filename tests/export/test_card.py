@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 
 from sprachbund import __version__
 from sprachbund.errors import InputError
+from sprachbund.export import card as cards
 from sprachbund.export.card import write_card
 from sprachbund.export.card_facts import hub_language, is_hub_id
 from sprachbund.export.markdown import code, markdown, ranges
@@ -100,6 +101,51 @@ def section(text: str, name: str) -> str:
 
 def test_the_whole_document(run: Path) -> None:
     assert card(run / "model", run=run) == EXPECTED.read_text(encoding="utf-8").replace("{version}", __version__)
+
+
+HIERARCHY = {"language_width": 4, "num_groups": 3, "expert_of_group": {"0": [0, 1, 1], "1": [0, 1, 1], "3": [0, 1, 1]}}
+WORDS = [
+    ({"expert_kind": "copy"}, "2 groups", "each group's expert takes the place of the FFN"),
+    (
+        {"expert_kind": "adapter"},
+        "2 groups",
+        "each group's expert is a bottleneck on the output of an FFN that all share",
+    ),
+    (
+        {**HIERARCHY, "expert_rank": 2},
+        "2 groups and within them 3 of one language",
+        "each group's expert and a small one of each language add to an FFN that all share; their weights are products "
+        "of two thin factors",
+    ),
+    (
+        {"row_of_group": [0, 1]},
+        "2 groups",
+        "each group's expert adds to an FFN that all share; deltas in 2 tables are added to the embedding and the "
+        "output rows",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "groups", "kind"), WORDS)
+def test_the_kind_is_said_in_words(
+    changes: dict[str, Any], groups: str, kind: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cards, "_parameters", lambda folder: "many")
+    (run / "model/config.json").write_text(json.dumps({**CONFIG, **changes}))
+    text = card(run / "model")
+    assert f"\n| what they do | {kind} |\n" in text
+    assert f"3 languages in {groups}, with experts in 3 layers" in text
+    assert ("everything but them and the keyed rows is shared" in text) == ("row_of_group" in changes)
+    if "language_width" in changes:
+        said = "2 of groups of languages, 8 units wide, and 3 of languages, 4 units wide, of rank 2"
+        assert f"\n| experts | {said} |\n" in text
+
+
+def test_one_group_is_a_dense_model(run: Path) -> None:
+    one = dict.fromkeys(CONFIG["groups"], 0)
+    (run / "model/config.json").write_text(json.dumps({**CONFIG, "num_groups": 1, "groups": one}))
+    text = card(run / "model")
+    assert "\nA dense model in the form of a mixture: one expert for all text in 3 layers. Made with" in text
 
 
 def test_the_metadata_is_what_the_hub_reads(run: Path) -> None:

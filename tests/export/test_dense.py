@@ -7,7 +7,7 @@ from typing import Any
 import families
 import pytest
 import torch
-from mixtures import GROUPS, save_mixture, verify_here
+from mixtures import GROUPS, KINDS, expert_options, randomise, save_mixture, verify_here
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -16,6 +16,7 @@ from sprachbund.export import exporter
 from sprachbund.export.dense import dense_verdict, specialist_config, specialist_tensors
 from sprachbund.export.exporter import export_dense
 from sprachbund.export.source import Source, read_mixture_config
+from sprachbund.modeling import expand
 from sprachbund.modeling.checkpoint import write_checkpoint
 from sprachbund.modeling.ffn import FAMILIES
 
@@ -74,6 +75,64 @@ def test_a_shared_ffn_and_an_expert_are_one_wider_ffn(family: str, tmp_path: Pat
     ours, theirs = outputs(mixture, dense, group=1)
     assert (ours - theirs).abs().max() <= 1e-6 * ours.abs().max()
     assert not torch.allclose(outputs(mixture, dense, group=2)[0], theirs)
+
+
+KEYED = [
+    ("qwen3", "hierarchy"),
+    ("gpt2", "low-rank hierarchy"),
+    ("starcoder2", "everything"),
+    ("phi3", "everything"),
+    ("gemma3_text", "rows of groups"),
+    ("bloom", "rows of groups"),
+    ("phi", "rows of languages"),
+    ("cohere", "rows for all"),
+    ("gpt_neox", "one group"),
+    ("mpt", "one group of copies"),
+]
+
+
+@pytest.mark.parametrize(("family", "kind"), KEYED)
+def test_what_a_group_has_becomes_plain_weights(family: str, kind: str, tmp_path: Path) -> None:
+    given = KINDS[kind]
+    options = expert_options(given["kind"], None, given.get("options", {}))
+    mixture = expand(families.dense(family), moe_layers=[1], **options).eval()
+    randomise(mixture)
+    mixture.save_pretrained(tmp_path / "model")
+    group = mixture.config.num_groups - 1
+    dense = specialist(tmp_path / "model", tmp_path / "out", group=group)
+    assert type(dense) is FAMILIES[family].dense_causal_lm_class
+    ours, theirs = outputs(mixture, dense, group=group)
+    assert (ours - theirs).abs().max() <= 1e-6 * ours.abs().max()
+    if group:
+        assert not torch.allclose(outputs(mixture, dense, group=0)[0], theirs)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_language_of_a_hierarchy_with_rows(tied: bool, tmp_path: Path) -> None:
+    model = save_mixture(tmp_path / "model", **KINDS["everything"], tie_word_embeddings=tied, dtype=torch.bfloat16)
+    facts = export_dense(model, tmp_path / "out", language="quc")
+    assert (facts["languages"], facts["difference"] <= 1e-6) == (["quc_Latn"], True)
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "out"))
+    assert ("lm_head.weight" in theirs) != tied
+    table = read_mixture_config(model).row_of_group[facts["group"]]
+    for module in ("model.embed_tokens", *(() if tied else ("lm_head",))):
+        both = [ours[f"{module}.weight"].float(), ours[f"{module}.delta"][table].float()]
+        assert torch.equal(theirs[f"{module}.weight"], sum(both))
+    assert not any(name.endswith(".delta") for name in theirs)
+
+
+def test_adapters_are_no_dense_model(tmp_path: Path) -> None:
+    model = save_mixture(tmp_path / "model", **KINDS["adapter"])
+    with pytest.raises(InputError, match="no FFN of a dense model computes a bottleneck on the FFN's own output"):
+        export_dense(model, tmp_path / "out", group=0)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_one_group_is_the_dense_model_that_it_is(tmp_path: Path) -> None:
+    facts = export_dense(save_mixture(tmp_path / "model", **KINDS["one group of copies"]), tmp_path / "out", group=0)
+    assert (facts["difference"], facts["caveats"]) == (0, [])
 
 
 @pytest.mark.parametrize(("family", "reason"), REASONS.items())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixtures import EXPERT_WIDTH, save_mixture, verify_here
+from mixtures import EXPERT_WIDTH, KINDS, LANGUAGE_WIDTH, save_mixture, verify_here
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -75,6 +75,27 @@ ROWS: list[tuple[str, str, dict[str, Any], bool]] = [
     ("ernie4_5_moe", "ernie4_5", {"moe_layers": (1, 3), "head_dim": 16}, False),
     ("ernie4_5_moe", "ernie4_5", {"moe_layers": (1, 2), "head_dim": 8}, False),
     ("ernie4_5_moe", "ernie4_5", {"moe_layers": (0, 3), "head_dim": 8}, True),
+    ("qwen3_moe", "qwen3", KINDS["hierarchy"], False),
+    ("mixtral", "llama", KINDS["hierarchy"], True),
+    ("qwen2_moe", "llama", KINDS["hierarchy"] | {"dtype": torch.bfloat16}, False),
+    ("qwen2_moe", "gemma", KINDS["low-rank hierarchy"] | {"head_dim": 8}, False),
+    ("granitemoe", "granite", KINDS["hierarchy"], True),
+    ("ernie4_5_moe", "ernie4_5", KINDS["low-rank"] | {"moe_layers": (1, 3), "head_dim": 8}, True),
+    ("qwen2_moe", "llama", KINDS["low-rank"] | {"dtype": torch.bfloat16}, False),
+    (
+        "qwen3_moe",
+        "qwen3",
+        KINDS["hierarchy"] | {"moe_layers": None, "expert_of_group": {1: [0, 1, 1], 2: [0, 1, 2]}},
+        False,
+    ),
+    ("qwen3_moe", "qwen3", {"options": {"rows": "all", "groups": None, "num_groups": 2}}, False),
+    ("qwen3_moe", "qwen3", KINDS["one group"], False),
+    ("mixtral", "mistral", KINDS["one group of copies"] | {"sliding_window": None}, True),
+    ("flex_olmo", "olmo2", KINDS["one group"] | {"moe_layers": EVERY}, False),
+    ("granitemoe", "granite", KINDS["one group"], True),
+    ("ernie4_5_moe", "ernie4_5", KINDS["one group of copies"] | {"head_dim": 8}, False),
+    ("qwen2_moe", "llama", KINDS["rows for all"] | {"tie_word_embeddings": True, "dtype": torch.bfloat16}, False),
+    ("qwen2_moe", "gemma", KINDS["rows for all"] | {"head_dim": 8}, False),
 ]
 
 
@@ -95,6 +116,30 @@ def test_a_native_architecture_computes_what_the_mixture_does(
     native = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(out))
     native.save_pretrained(tmp_path / "native")
     assert shapes(out) == shapes(tmp_path / "native")
+
+
+def test_a_hierarchy_is_proven_in_a_fresh_process(tmp_path: Path) -> None:
+    model = save_mixture(tmp_path / "model", **KINDS["hierarchy"])
+    facts = export_native(model, tmp_path / "out")
+    assert (facts["target"], facts["groups"]) == ("qwen2_moe", config_in(model)["groups"])
+    assert facts["difference"] <= EXACT
+    config = config_in(tmp_path / "out")
+    assert (config["num_experts"], config["moe_intermediate_size"]) == (4, EXPERT_WIDTH + LANGUAGE_WIDTH)
+    ours, theirs = load_file(model / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
+    block, tag = "model.layers.2.mlp.", "cak_Latn"
+    number, relatives = config_in(model)["groups"][tag], config_in(model)["expert_of_group"]["2"]
+    parts = [ours[f"{block}experts.down_proj"][relatives[number]], ours[f"{block}language_experts.down_proj"][number]]
+    assert torch.equal(theirs[f"{block}experts.{number}.down_proj.weight"], torch.cat(parts, dim=1))
+
+
+@pytest.mark.usefixtures("here")
+def test_products_of_factors_are_stored_in_float32_and_the_rest_as_it_was(tmp_path: Path) -> None:
+    model = save_mixture(tmp_path / "model", **KINDS["low-rank"], dtype=torch.bfloat16)
+    export_native(model, tmp_path / "out")
+    tensors = load_file(tmp_path / "out/model.safetensors")
+    wide = {name for name, tensor in tensors.items() if tensor.dtype == torch.float32}
+    assert {name for name in tensors if ".experts." in name} <= wide
+    assert not {name for name in wide if "self_attn" in name or "embed" in name or "shared_expert." in name}
 
 
 @pytest.mark.usefixtures("here")

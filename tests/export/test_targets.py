@@ -3,12 +3,15 @@
 from typing import Any
 
 import pytest
-from mixtures import config_of
+from mixtures import KINDS, config_of
 
 from sprachbund.errors import InputError
-from sprachbund.export.targets import INSTEAD, TARGETS, Verdict, find_target, verdicts
+from sprachbund.export.dense import dense_verdict
+from sprachbund.export.foldable import instead
+from sprachbund.export.targets import TARGETS, Verdict, find_target, verdicts
 
 EVERY = (0, 1, 2, 3)
+INSTEAD = instead(config_of("llama"))
 
 
 def of(name: str, config: Any, **options: Any) -> Verdict:
@@ -185,3 +188,66 @@ def test_an_ffn_for_all_tokens_is_folded_into_the_experts_where_the_target_has_n
     copies = config_of(moe_layers=(0, 1, 2, 3))
     assert find_target(copies, "native")[0].name == "mixtral"
     assert not any("for all tokens" in caveat for caveat in of("mixtral", copies).caveats)
+
+
+ROWS_BY_GROUP = "has one embedding and one output row for each token; the model has some for each group (row_of_group)"
+AFTER_FFN = "has experts that read the FFN's input; those of the model are adapters, which read its output"
+FAMILY_OF = {
+    **{"qwen3_moe": "qwen3", "mixtral": "mistral", "qwen2_moe": "llama", "flex_olmo": "olmo2"},
+    **{"granitemoe": "granite", "ernie4_5_moe": "ernie4_5"},
+}
+REFUSED = {
+    **dict.fromkeys(("rows of groups", "rows of languages", "everything"), (ROWS_BY_GROUP,)),
+    "adapter": (AFTER_FFN,),
+}
+
+
+@pytest.mark.parametrize("target", FAMILY_OF)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_held_by_every_target_or_by_none(kind: str, target: str) -> None:
+    found = of(target, config_of(FAMILY_OF[target], moe_layers=EVERY, **KINDS[kind]))
+    assert found.reasons == REFUSED.get(kind, ())
+    assert found.exact == (kind not in REFUSED)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_but_adapters_is_a_dense_model(kind: str) -> None:
+    found = dense_verdict(config_of(**KINDS[kind]))
+    assert found.exact == (kind != "adapter")
+    if kind == "adapter":
+        (reason,) = found.reasons
+        assert reason.startswith("no FFN of a dense model computes a bottleneck on the FFN's own output")
+
+
+def test_what_is_said_of_factors_rows_and_a_single_expert() -> None:
+    factors = "the factors of the experts, of rank 3, are multiplied out: 576 numbers for each instead of 204"
+    config = config_of(**KINDS["low-rank"])
+    assert of("qwen2_moe", config).caveats[0] == f"{factors}, so that the file is larger than the model"
+    assert dense_verdict(config).caveats == ("one group as a plain llama model", factors)
+    wide = config_of(kind="shared", options={"rank": 12})  # factors larger than their product
+    assert of("qwen2_moe", wide).caveats[0].endswith("576 numbers for each instead of 816")
+    half = config_of(**KINDS["everything"], dtype="bfloat16")
+    assert dense_verdict(half).caveats == (
+        "one language as a plain llama model",
+        "the factors of the experts, of rank 3, are multiplied out: 768 numbers for each instead of 336",
+        "the deltas of the keyed rows are added to the embedding and the output rows",
+        "products and sums are stored in float32, since half precision would round them",
+    )
+    single = of("mixtral", config_of(moe_layers=EVERY, **KINDS["one group"])).caveats
+    assert (
+        single[0]
+        == "one expert serves all tokens: --to dense --group 0 is the plainer way; only transformers was tried"
+    )
+    assert not any("for all tokens is stored" in caveat for caveat in single)
+
+
+def test_what_is_possible_instead_depends_on_the_kind() -> None:
+    assert "--to dense" not in instead(config_of(**KINDS["adapter"]))
+    assert instead(config_of(**KINDS["hierarchy"])).endswith(
+        "--to dense --group G makes a plain dense model of one language"
+    )
+    with pytest.raises(InputError) as raised:
+        find_target(config_of("qwen3", **KINDS["rows of groups"]), "native")
+    assert str(raised.value) == (
+        f"no native architecture computes what this qwen3 mixture does: qwen3_moe {ROWS_BY_GROUP}; {INSTEAD}"
+    )

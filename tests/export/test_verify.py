@@ -24,3 +24,5 @@ def test_a_near_tie_ends_what_can_be_compared() -> None:
     assert sure_positions(outputs(), config).tolist() == [[True, True, True]]
     assert sure_positions(outputs(plain, first, zeros, two), config).tolist() == [[True, True, True]]
     assert sure_positions(outputs(plain, near), config).tolist() == [[True, False, False]]
+    single = SimpleNamespace(num_experts_per_tok=1)  # one expert, nothing to choose
+    assert sure_positions(outputs([[0.5]] * 3), single).tolist() == [[True, True, True]]

@@ -8,7 +8,7 @@ from typing import NoReturn
 import typer
 
 from sprachbund import __version__
-from sprachbund.cli import expand, export, inspect, make, plan, push, stages
+from sprachbund.cli import compare, compress, expand, export, inspect, make, plan, push, stages
 from sprachbund.errors import InputError, SprachbundError
 from sprachbund.run.directory import disk_error
 
@@ -41,7 +41,8 @@ VERBS: list[Callable[..., None]] = [
     *(make.init, make.audit, stages.run, stages.demo),
     *(plan.probe, plan.group, plan.layers),
     *(expand.expand, stages.train, stages.evaluate, stages.report),
-    *(inspect.inspect, export.export, push.push),
+    compare.compare,
+    *(inspect.inspect, compress.compress, export.export, push.push),
 ]
 for verb in VERBS:
     app.command()(verb)

@@ -13,7 +13,8 @@ from sprachbund.errors import InputError, nearest
 if TYPE_CHECKING:
     from sprachbund.modeling.expand_files import Expanded
 
-Kind = Literal["shared", "copy"]
+Kind = Literal["shared", "copy", "adapter", "hierarchy"]
+Rows = Literal["group", "language", "all"]
 Router = Literal["zero", "normal"]
 
 
@@ -46,13 +47,32 @@ KindOption = Annotated[
     str | None,
     typer.Option(
         "--kind",
-        help="Model: shared, experts that add to the FFN (default), or copy, copies that replace it.",
+        help="Model: shared, experts that add to the FFN (default); copy, copies that replace it; adapter, bottlenecks "
+        "on its output; hierarchy, shared and a small expert for each language.",
         show_default=False,
     ),
 ]
 WidthOption = Annotated[
     int | None,
-    typer.Option("--width", help="Model: units of a shared-kind expert; default the FFN's.", show_default=False),
+    typer.Option(
+        "--width", help="Model: units of an expert; default the FFN's, adapters: half the model's.", show_default=False
+    ),
+]
+LanguageWidthOption = Annotated[
+    int | None,
+    typer.Option("--language-width", help="Model: hierarchy: units of a language's expert.", show_default=False),
+]
+RankOption = Annotated[
+    int | None,
+    typer.Option("--rank", help="Model: shared or hierarchy: experts in factors of this rank.", show_default=False),
+]
+RowsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--rows",
+        help="Model: deltas on the embedding and output rows, by group, by language, or all sharing them.",
+        show_default=False,
+    ),
 ]
 TopKOption = Annotated[
     int | None,
@@ -74,6 +94,9 @@ def expand(
     out: ExpandOutOption = None,
     kind: KindOption = None,
     width: WidthOption = None,
+    language_width: LanguageWidthOption = None,
+    rank: RankOption = None,
+    rows: RowsOption = None,
     top_k: TopKOption = None,
     router: RouterOption = None,
     revision: RevisionOption = None,
@@ -91,6 +114,9 @@ def expand(
     options = {
         "kind": _one_of("--kind", kind, get_args(Kind)),
         "width": width,
+        "language_width": language_width,
+        "rank": rank,
+        "rows": _one_of("--rows", rows, get_args(Rows)),
         "num_experts_per_tok": top_k,
         "router_init": _one_of("--router", router, get_args(Router)),
         "revision": revision,
@@ -146,7 +172,8 @@ def _check_model(target: str, revision: str | None) -> None:
 
 def _one_of(option: str, value: str | None, allowed: tuple[str, ...]) -> str | None:
     if value is not None and value not in allowed:
-        raise InputError(f"{option} {value} is unknown; give {' or '.join(allowed)}{nearest(value, allowed)}")
+        listed = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+        raise InputError(f"{option} {value} is unknown; give {listed}{nearest(value, allowed)}")
     return value
 
 
@@ -214,9 +241,22 @@ def _summary(done: "Expanded", out: Path) -> str:
     size = f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.2f} MB"
     return (
         f"expanded: {out} (layers {format_layers(config.moe_layers)} of {config.num_hidden_layers}, "
-        f"{config.num_groups} groups, {config.expert_kind}; {counts.total:,} parameters, {counts.active:,} active a "
+        f"{_kind(config)}; {counts.total:,} parameters, {counts.active:,} active a "
         f"token; {size})"
     )
+
+
+def _kind(config: Any) -> str:
+    """Return how many groups a mixture has and of what kind its experts are; groups may be single languages."""
+    from sprachbund.modeling.description import rows_by
+
+    rows, hierarchy = rows_by(config), config.language_width is not None
+    what = "language" if hierarchy or rows == "language" else "group"
+    plural = "" if config.num_groups == 1 else "s"
+    kind = "hierarchy" if hierarchy else config.expert_kind
+    rank = "" if config.expert_rank is None else f" of rank {config.expert_rank}"
+    keyed = "" if rows is None else f", rows {'for all' if rows == 'all' else f'by {rows}'}"
+    return f"{config.num_groups} {what}{plural}, {kind}{rank}{keyed}"
 
 
 def format_layers(layers: list[int]) -> str:

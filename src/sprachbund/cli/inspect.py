@@ -57,6 +57,8 @@ def lines(model: str, description: Description, exports: list[Verdict]) -> Itera
     yield "layers", _layers(description)
     if mixture:
         yield "experts", _experts(mixture)
+        if mixture.rows:
+            yield "rows", _rows(mixture)
         yield (
             "routing",
             f"{mixture.routing} where none is asked for; top_k chooses {mixture.num_experts_per_tok} experts",
@@ -97,11 +99,24 @@ def _layers(description: Description) -> str:
 
 
 def _experts(mixture: Mixture) -> str:
-    what = f"kind {mixture.kind}, {mixture.width:,} units wide"
-    if len(set(mixture.experts)) == 1:
-        return f"{mixture.experts[0]} in each mixture layer; {what}"
-    per_layer = ", ".join(f"{layer}: {count}" for layer, count in zip(mixture.layers, mixture.experts, strict=True))
-    return f"by layer {per_layer}; {what}"
+    same = len(set(mixture.experts)) == 1
+    by_layer = ", ".join(f"{layer}: {count}" for layer, count in zip(mixture.layers, mixture.experts, strict=True))
+    if mixture.language_width is None:
+        text = f"{mixture.experts[0]} in each mixture layer" if same else f"by layer {by_layer}"
+        text += f"; kind {mixture.kind}, {mixture.width:,} units wide"
+    else:
+        shared = str(mixture.experts[0]) if same else f"by layer ({by_layer})"
+        text = (
+            f"a hierarchy in each mixture layer: {shared} experts for groups of languages of width {mixture.width:,}, "
+            f"{len(mixture.groups)} for languages of width {mixture.language_width:,}"
+        )
+    return text if mixture.rank is None else f"{text}, in factors of rank {mixture.rank}"
+
+
+def _rows(mixture: Mixture) -> str:
+    tables = f"{mixture.row_tables} table{'s' if mixture.row_tables > 1 else ''} of deltas"
+    whose = "for all groups" if mixture.rows == "all" else f"one for each {mixture.rows}"
+    return f"{tables} on the embedding and the output rows, {whose}"
 
 
 def _groups(mixture: Mixture) -> Iterator[tuple[str, str]]:
@@ -109,7 +124,8 @@ def _groups(mixture: Mixture) -> Iterator[tuple[str, str]]:
         yield "groups", f"{len(mixture.groups)}, without languages"
         return
     for number, members in enumerate(mixture.groups):
-        yield f"group {number}", ", ".join(f"{_name(tag)} ({tag})" for tag in members)
+        expert = f", with expert {mixture.expert_of_group[number]}" if mixture.expert_of_group else ""
+        yield f"group {number}", ", ".join(f"{_name(tag)} ({tag})" for tag in members) + expert
 
 
 def _name(tag: str) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import pairwise
 
 from sprachbund.corpora.sources import SPLITS, has_splits, read_documents
 from sprachbund.errors import InputError
 from sprachbund.recipe import Source, Splits
+
+STRETCH_BYTES = 4000  # of `keep`: about a thousand tokens, so that what is kept is still running text
+LEAST_STRETCHES = 8  # a small share of a small corpus comes in shorter stretches, or it would be all from one place
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ def split_documents(source: Source, splits: Splits, *, seed: int) -> SplitDocume
     (and the seed) sends each document to a split, so that a document stays where it is when the corpus grows, and
     duplicates fall in one split. A line of train is removed from dev and test, a line of dev from test; documents that
     become empty vanish. Exact duplicates stay in train, where how often a text occurs is the user's choice (the audit
-    warns); in dev and test each counts once.
+    warns); in dev and test each counts once. `source.keep` thins train out at the end, so that dev and test are those
+    of the whole corpus.
 
     Raises:
         InputError: a split ends up empty.
@@ -51,7 +56,7 @@ def split_documents(source: Source, splits: Splits, *, seed: int) -> SplitDocume
     dev, removed_dev = _without(cut["dev"], seen)
     test, removed_test = _without(cut["test"], seen | lines_of(cut["dev"]))
     result = SplitDocuments(
-        train=cut["train"],
+        train=thinned(cut["train"], source.keep),
         dev=dev,
         test=test,
         removed_lines=removed_dev + removed_test,
@@ -60,6 +65,39 @@ def split_documents(source: Source, splits: Splits, *, seed: int) -> SplitDocume
     )
     _check(result, source)
     return result
+
+
+def thinned(documents: Sequence[str], share: float | None) -> list[str]:
+    """Return about a share of the bytes of `documents`, in their order: stretches spread evenly over all of them.
+
+    Why stretches: a language of which little was written down has a few texts, not every tenth verse of all; and why
+    spread: the first tenth of a corpus may be one author's. A stretch is as many whole documents as it takes to fill
+    it; one is kept whenever that brings the share kept so far nearer to `share`, hence the same ones in every run.
+    There is always at least one. None and 1 keep everything.
+    """
+    if share is None or share == 1 or not documents:
+        return list(documents)
+    num_bytes = [len(document.encode("utf-8")) for document in documents]
+    size = min(STRETCH_BYTES, share * sum(num_bytes) / LEAST_STRETCHES)
+    starts, filled = [0], 0
+    for i, length in enumerate(num_bytes):
+        if filled >= size:
+            starts.append(i)
+            filled = 0
+        filled += length
+    stretches = list(pairwise([*starts, len(documents)]))
+    kept: list[str] = []
+    owed = 0.0  # bytes that are still to be kept of what has been passed
+    for start, end in stretches:
+        length = sum(num_bytes[start:end])
+        owed += share * length
+        if owed >= length / 2:
+            kept += documents[start:end]
+            owed -= length
+    if not kept:
+        start, end = min(stretches, key=lambda stretch: sum(num_bytes[slice(*stretch)]))
+        kept = list(documents[start:end])
+    return kept
 
 
 def lines_of(documents: Iterable[str]) -> set[str]:

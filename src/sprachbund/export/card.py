@@ -11,7 +11,16 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from sprachbund import __version__
 from sprachbund.export.card_facts import Facts, gather, hub_language, language_name
-from sprachbund.export.card_text import export_part, grouping_text, limits, results_part, summary, training
+from sprachbund.export.card_text import (
+    compression_part,
+    export_part,
+    grouping_text,
+    kind_in_words,
+    limits,
+    results_part,
+    summary,
+    training,
+)
 from sprachbund.export.markdown import code, fixed, markdown, ranges, signed
 from sprachbund.files import write_text
 
@@ -52,7 +61,9 @@ def render_card(facts: Facts, *, parameters: str) -> str:
         parameters=parameters,
         layers=f"{ranges(layers)} of {_num_layers(config)}",
         experts=_experts(config),
+        kind=kind_in_words(config),
         export=export_part(facts),
+        compression=compression_part(facts),
         grouping=grouping_text(facts),
         training=training(facts),
         results=results_part(facts) if facts.metrics else None,
@@ -87,11 +98,16 @@ def _num_layers(config: dict[str, Any]) -> Any:
 
 
 def _experts(config: dict[str, Any]) -> str:
-    width = config.get("expert_width")
-    return (
-        f"{config.get('num_groups')} groups, kind `{config.get('expert_kind')}`"
-        f"{f', {width:,} units wide' if width else ''}"
-    )
+    width, rank = config.get("expert_width"), config.get("expert_rank")
+    units = f", {width:,} units wide" if width else ""
+    if own := config.get("language_width"):
+        tables = (config.get("expert_of_group") or {}).values()
+        counts = sorted({max(table) + 1 for table in tables})
+        many = " or ".join(map(str, counts))
+        text = f"{many} of groups of languages{units}, and {config.get('num_groups')} of languages, {own:,} units wide"
+    else:
+        text = f"{config.get('num_groups')} groups, kind `{config.get('expert_kind')}`{units}"
+    return f"{text}{f', of rank {rank}' if rank else ''}"
 
 
 def _parameters(folder: Path) -> str:

@@ -46,6 +46,7 @@ class Facts:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     grouping: Mapping[str, Any] = field(default_factory=dict)
     export: Mapping[str, Any] = field(default_factory=dict)
+    compression: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_mixture(self) -> bool:
@@ -109,14 +110,14 @@ def gather(folder: Path, *, run: Path | None, base: str | None, evaluated: bool)
     config = _json(folder / "config.json")
     if not config:
         raise InputError(f"{folder} has no config.json; a model card is written for a saved model")
-    export = _json(folder / "export.json")
+    export, compression = _json(folder / "export.json"), _json(folder / "compress.json")
     recipe = _recipe(run) if run else {}
     metrics = _metrics(run / "metrics.json") if run and evaluated else {}
     default = folder.parent.name if folder.name == "model" else folder.name
     base = base or export.get("base") or _base(recipe)
     base_model = base if base and is_hub_id(base) else None
     return Facts(
-        title=_title(str(recipe.get("name") or default), config, export, control=bool(recipe)),
+        title=_title(str(recipe.get("name") or default), config, export | compression, control=bool(recipe)),
         config=config,
         groups=_groups(config, export, run),
         base=base_model or (Path(base).name if base else None),
@@ -125,6 +126,7 @@ def gather(folder: Path, *, run: Path | None, base: str | None, evaluated: bool)
         metrics=metrics,
         grouping=_json(run / "grouping.json") if run else {},
         export=export,
+        compression=compression,
     )
 
 
@@ -162,13 +164,15 @@ def _metrics(path: Path) -> dict[str, Any]:
     return metrics
 
 
-def _title(name: str, config: Mapping[str, Any], export: Mapping[str, Any], *, control: bool) -> str:
-    """Return the name of a run or folder, and what else the model is than its mixture."""
-    target = export.get("target")
+def _title(name: str, config: Mapping[str, Any], made: Mapping[str, Any], *, control: bool) -> str:
+    """Return the name of a run or folder, and what else the model was `made` than its mixture."""
+    target = made.get("target")
     if target == "dense":
-        return f"{name}, group {export.get('group')} as a dense model"
+        return f"{name}, group {made.get('group')} as a dense model"
     if target:
         return f"{name} as {target}"
+    if made.get("method"):
+        return f"{name}, its experts made smaller"
     return f"{name}, dense control" if control and not _is_mixture(config) else name
 
 

@@ -18,10 +18,12 @@ def summary(facts: Facts) -> str:
         languages = f"{len(facts.tags)} languages in " if facts.tags else ""
         layers = len(config.get("moe_layers") or [])
         plural = "" if layers == 1 else "s"
-        return (
-            f"A language-group mixture of experts: {languages}{config.get('num_groups')} groups, with experts in "
-            f"{layers} layer{plural}; everything else is shared.{made}"
-        )
+        if config.get("num_groups") == 1:
+            return f"A dense model in the form of a mixture: one expert for all text in {layers} layer{plural}.{made}"
+        groups = f"{languages}{_groups(config)}"
+        keyed = len(set(config.get("row_of_group") or [])) > 1
+        shared = "everything but them and the keyed rows is shared" if keyed else "everything else is shared"
+        return f"A language-group mixture of experts: {groups}, with experts in {layers} layer{plural}; {shared}.{made}"
     target = facts.export.get("target")
     if target == "dense":
         return f"One group of a language-group mixture of experts, as a plain dense model.{made}"
@@ -33,6 +35,37 @@ def summary(facts: Facts) -> str:
             f"order, without experts.{made}"
         )
     return f"A dense language model.{made}"
+
+
+_KINDS = {
+    "copy": "each group's expert takes the place of the FFN",
+    "shared": "each group's expert adds to an FFN that all share",
+    "adapter": "each group's expert is a bottleneck on the output of an FFN that all share",
+}
+
+
+def _groups(config: Mapping[str, Any]) -> str:
+    """Return how many groups there are; of a hierarchy, whose groups are languages, how many are of relatives."""
+    if not config.get("language_width"):
+        return f"{config.get('num_groups')} groups"
+    sizes = {max(table) + 1 for table in (config.get("expert_of_group") or {}).values()}
+    return f"{' or '.join(map(str, sorted(sizes)))} groups and within them {config.get('num_groups')} of one language"
+
+
+def kind_in_words(config: Mapping[str, Any]) -> str:
+    """Return what the experts of a mixture compute, and what its keyed rows are; "" for what is no mixture."""
+    kind = _KINDS.get(str(config.get("expert_kind")), "")
+    if not kind:
+        return ""
+    if config.get("language_width"):
+        kind = "each group's expert and a small one of each language add to an FFN that all share"
+    if config.get("expert_rank"):
+        kind += "; their weights are products of two thin factors"
+    tables = set(config.get("row_of_group") or [])
+    if tables:
+        whose = "that all share" if len(tables) == 1 else f"in {len(tables)} tables"
+        kind += f"; deltas {whose} are added to the embedding and the output rows"
+    return kind
 
 
 def export_part(facts: Facts) -> dict[str, Any] | None:
@@ -55,6 +88,24 @@ def export_part(facts: Facts) -> dict[str, Any] | None:
     if scores and facts.export_routing == "top_k":
         text += " This architecture knows the learned router only: what it computes is the row `top_k`."
     return {"text": text, "dev": rows, "reference": reference, "caveats": list(export.get("caveats") or [])}
+
+
+def compression_part(facts: Facts) -> dict[str, Any] | None:
+    """Return what compress.json says: how the experts were made smaller, and what that cost."""
+    made = facts.compression
+    if not made.get("method"):
+        return None
+    pruned = made["method"] == "prune"
+    how = f"pruned to {made.get('width')} units" if pruned else f"factored at rank {made.get('rank')}"
+    experts = made.get("experts") or {}
+    size = f"; they have {experts['after']:,} parameters, before {experts['before']:,}" if experts else ""
+    dev = made.get("dev") or {}
+    measured = "The loss of quality was measured on development text:" if dev else "What it cost was not measured."
+    rows = [
+        (routing, score["before"], score["after"], score["after"] / score["before"] - 1)
+        for routing, score in dev.items()
+    ]
+    return {"text": f"The experts of a trained mixture were {how}, without training{size}. {measured}", "dev": rows}
 
 
 def grouping_text(facts: Facts) -> str:
@@ -146,6 +197,8 @@ def limits(facts: Facts) -> list[str]:
         lines.append("Nothing here says how it was trained: fresh from `expand` it computes what its dense base does")
     if facts.metrics:
         lines += _measured_limits(facts)
+    elif facts.compression.get("dev"):
+        lines.append("It was not scored on the test split: only its loss against the mixture that it was made from")
     else:
         lines.append("It was not scored: nothing here shows how good it is")
     if facts.tags:

@@ -1,7 +1,8 @@
 """One group of a mixture as a plain dense model of the base architecture.
 
 Kind `copy`: the group's expert is the FFN. Kind `shared`: the FFN for all tokens and the group's expert are one wider
-FFN; dense layers get units of zeros, since all layers of an architecture have one width.
+FFN, in a hierarchy with the language's own expert beside them; dense layers get units of zeros, since all layers of an
+architecture have one width. The group's keyed rows are added to the embedding and the output rows.
 Shapes: E experts, D model width, F FFN width.
 """
 
@@ -15,37 +16,23 @@ import torch
 from torch import Tensor
 
 from sprachbund.errors import InputError
+from sprachbund.export.expert_files import ExpertFiles, joined
+from sprachbund.export.foldable import stored_otherwise, why_not_dense
 from sprachbund.export.source import Source
 from sprachbund.export.targets import Verdict
 from sprachbund.modeling.checkpoint import LazyTensor
 from sprachbund.modeling.config import dense_config
-from sprachbund.modeling.ffn import family_of
 from sprachbund.modeling.ffn_weights import from_expert, to_expert
 from sprachbund.modeling.skeleton import skeleton
-from sprachbund.modeling.tables import layer_table
-
-
-def why_not_dense(config: Any) -> str | None:
-    """Say why a group cannot be folded into a dense model; None where it can."""
-    base = config.dense_model_type
-    if config.expert_kind == "shared" and family_of(base).trained_activation:
-        return (
-            f"the FFNs of {base} models have activation functions with trained weights, so that one FFN cannot hold "
-            "the shared FFN and an expert; only a mixture of kind copy can be exported as a dense model"
-        )
-    if config.expert_kind == "shared" and family_of(base).width is None:
-        return (
-            f"the FFNs of {base} models have a fixed width, so that one FFN cannot hold the shared FFN and an expert; "
-            "only a mixture of kind copy can be exported as a dense model"
-        )
-    return None
 
 
 def dense_verdict(config: Any) -> Verdict:
     """Return the verdict on dense models of single groups, as the table gives it for native architectures."""
-    reason = why_not_dense(config)
-    base = config.dense_model_type
-    return Verdict("dense", reason is None, (reason,) if reason else (), (f"one group as a plain {base} model",))
+    if (reason := why_not_dense(config)) is not None:
+        return Verdict("dense", exact=False, reasons=(reason,))
+    what = "group" if config.language_width is None else "language"
+    said = f"one {what} as a plain {config.dense_model_type} model"
+    return Verdict("dense", exact=True, caveats=(said, *stored_otherwise(config)))
 
 
 def specialist_config(source: Source) -> Any:
@@ -62,7 +49,7 @@ def specialist_config(source: Source) -> Any:
         first = source.ffn(source.config.moe_layers[0])
         down = source.shape(f"{first}shared_expert.{source.family.down}.weight")
         width = down[0] if source.family.transposed else down[1]
-        setattr(config, source.family.width, width + source.shape(f"{first}experts.down_proj")[2])
+        setattr(config, source.family.width, width + ExpertFiles(source, source.config.moe_layers[0]).width)
     return config
 
 
@@ -74,6 +61,7 @@ def specialist_tensors(source: Source, config: Any, *, group: int) -> list[LazyT
     model = skeleton(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     del model
+    source = source.of_group(group)
     folded = _Folded(source, group)
     found: list[LazyTensor] = []
     done: set[int] = set()
@@ -114,28 +102,25 @@ class _Folded:
             return self.source.as_it_is(f"{prefix}experts.act_fn.{weight}", under=name)
         bias = key == f"{self.source.family.down}.bias"
         summed = self.shared and layer in self.config.moe_layers and bias
-        return LazyTensor(name, shape, torch.float32 if summed else self._dtype(layer), lambda: [self.ffn(layer)[key]])
+        dtype = torch.float32 if summed else self._dtype(layer, weight=key.endswith(".weight"))
+        return LazyTensor(name, shape, dtype, lambda: [self.ffn(layer)[key]])
 
-    def _dtype(self, layer: int) -> torch.dtype:
-        prefix, down = self.source.ffn(layer), f"{self.source.family.down}.weight"
+    def _dtype(self, layer: int, *, weight: bool) -> torch.dtype:
         if layer not in self.config.moe_layers:
-            return self.source.dtype(f"{prefix}{down}")
-        return self.source.dtype(f"{prefix}experts.down_proj")
+            return self.source.dtype(f"{self.source.ffn(layer)}{self.source.family.down}.weight")
+        experts = ExpertFiles(self.source, layer)
+        return experts.dtype if weight else experts.stored_dtype
 
     def _ffn(self, layer: int) -> dict[str, Tensor]:
         """Return the FFN of one layer, under the family's names."""
         family, prefix = self.source.family, self.source.ffn(layer)
         if layer not in self.config.moe_layers:
             dense = self._dense(prefix)
-            return from_expert(family, _joined(dense, self._zeros(dense)))
-        number = layer_table(self.config, layer)[self.group]
-        expert = {
-            name: self.source.read(f"{prefix}experts.{name}", number)
-            for name in ("gate_up_proj", "up_proj", "down_proj", "gate_up_proj_bias", "up_proj_bias", "down_proj_bias")
-            if f"{prefix}experts.{name}" in self.source
-        }
+            return from_expert(family, joined(dense, self._zeros(dense)))
+        experts = ExpertFiles(self.source, layer)
+        expert = experts.expert(experts.route_of(self.group))
         if self.shared:
-            expert = _joined(self._dense(f"{prefix}shared_expert."), expert)
+            expert = joined(self._dense(f"{prefix}shared_expert."), expert)
         return from_expert(family, expert)
 
     def _dense(self, prefix: str) -> dict[str, Tensor]:
@@ -150,33 +135,10 @@ class _Folded:
 
     def _zeros(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return an expert of zeros for a dense layer, of the width of the others' experts."""
-        first = self.source.ffn(self.config.moe_layers[0])
         down = like["down_proj"]
-        width = self.source.shape(f"{first}experts.down_proj")[2]
+        width = ExpertFiles(self.source, self.config.moe_layers[0]).width
         up, rows = ("gate_up_proj", 2 * width) if "gate_up_proj" in like else ("up_proj", width)
         zeros = {up: down.new_zeros(rows, down.shape[0]), "down_proj": down.new_zeros(down.shape[0], width)}
         if f"{up}_bias" in like:
             zeros |= {f"{up}_bias": down.new_zeros(rows)}
         return zeros
-
-
-def _joined(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the FFN that is the sum of two, given and returned as experts: their units side by side.
-
-    The biases of the last projections add up; in float32, since the sum of two numbers of half precision is none.
-    """
-    joined: dict[str, Tensor] = {}
-    for name, tensor in first.items():
-        other = second.get(name)
-        if name == "down_proj_bias":
-            joined[name] = tensor if other is None else tensor.float() + other.float()
-        elif other is None:
-            raise KeyError(name)
-        elif name == "down_proj":
-            joined[name] = torch.cat([tensor, other], dim=1)
-        elif name.startswith("gate_up_proj"):
-            halves = zip(tensor.chunk(2), other.chunk(2), strict=True)
-            joined[name] = torch.cat([part for half in halves for part in half])
-        else:
-            joined[name] = torch.cat([tensor, other])
-    return joined

@@ -11,6 +11,7 @@ from typing import Any
 from sprachbund.errors import InputError
 from sprachbund.export.card import write_card
 from sprachbund.export.dense import specialist_config, specialist_tensors
+from sprachbund.export.foldable import stored_otherwise
 from sprachbund.export.native import native_config, native_tensors
 from sprachbund.export.source import Source, read_mixture_config, take_along
 from sprachbund.export.targets import find_target
@@ -48,7 +49,8 @@ def export_native(
         out,
         config=native_config(target, config, densify=densify),
         tensors=lambda: native_tensors(target, source, densify=densify),
-        proof={"routing": "top_k"},
+        # keyed rows that all groups share: whichever group is given, none need be guessed
+        proof={"routing": "top_k", "group": 0 if config.row_of_group else None},
         facts={"target": target.name, "densified": densify, "caveats": list(verdict.caveats)},
         measure=measure,
         run=run,
@@ -96,10 +98,15 @@ def _group(config: Any, group: int | None, language: str | None) -> int:
 
 
 def _dense_caveats(config: Any, group: int) -> list[str]:
-    found = [f"this is group {group} of {config.num_groups}: languages of the others are served by their own models"]
+    found = []
+    if config.num_groups > 1:
+        found.append(
+            f"this is group {group} of {config.num_groups}: languages of the others are served by their own models"
+        )
     if config.expert_kind == "shared":
-        found.append("wider than the base: the FFN for all tokens and the group's expert are one")
-    return found
+        own = ", the relatives' and the language's own expert" if config.language_width else " and the group's expert"
+        found.append(f"wider than the base: the FFN for all tokens{own} are one")
+    return [*found, *stored_otherwise(config)]
 
 
 def _export(

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from sprachbund.export.expert_files import ExpertFiles
 from sprachbund.export.source import Source, zeros
 from sprachbund.export.targets import (
     Target,
@@ -173,9 +174,9 @@ class _MixtureLayer:
         self.mixture = layer in self.config.moe_layers
         self.num_experts, self.width = num_experts(self.config), native_width(target, self.config)
         self.folded, self.own_width = folded(target, self.config), expert_width(self.config)
-        some = source.ffn(self.config.moe_layers[0])
-        self.dtype = source.dtype(f"{self.prefix}{'experts.down_proj' if self.mixture else 'down_proj.weight'}")
-        self.hidden = source.shape(f"{some}experts.down_proj")[1]
+        self.hidden = int(self.config.hidden_size)
+        self.experts = ExpertFiles(source, layer) if self.mixture else None
+        self.dtype = source.dtype(f"{self.prefix}down_proj.weight") if self.experts is None else self.experts.dtype
 
     def tensors(self) -> Iterator[LazyTensor]:
         """Yield the layer's router, experts, and what else the target has there."""
@@ -233,15 +234,11 @@ class _MixtureLayer:
 
     def _own(self, expert: int, part: str) -> Tensor:
         """Return one projection of what is one expert's alone."""
-        width = self.own_width
-        if not self.mixture:
-            if self.config.expert_kind == "shared":
-                return torch.zeros(self._shape(part, width), dtype=self.dtype)
-            return self.source.read(f"{self.prefix}{part}_proj.weight")
-        if part == "down":
-            return self.source.read(f"{self.prefix}experts.down_proj", expert)
-        half = slice(0, width) if part == "gate" else slice(width, 2 * width)
-        return self.source.read(f"{self.prefix}experts.gate_up_proj", expert, half)
+        if self.experts is not None:
+            return self.experts.part(expert, part)
+        if self.config.expert_kind == "shared":
+            return torch.zeros(self._shape(part, self.own_width), dtype=self.dtype)
+        return self.source.read(f"{self.prefix}{part}_proj.weight")
 
     def _shape(self, part: str, width: int | None = None) -> tuple[int, int]:
         width = width or self.width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -19,21 +20,27 @@ from sprachbund.modeling.ffn import Family, family_of
 ROWS_AT_ONCE = 1 << 14
 
 
-def read_mixture_config(folder: Path) -> Any:
-    """Return the configuration of a mixture in a folder; raises InputError where there is none, or another model's."""
+def read_mixture_config(folder: Path, *, purpose: str = "export") -> Any:
+    """Return the configuration of a mixture in a folder, for a purpose, which is a verb.
+
+    Raises InputError where there is no configuration, or another model's.
+    """
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} is no model: it has no config.json; give a run, or the folder of a mixture")
     config = load_config(folder)
     if not hasattr(config, "dense_model_type"):
         raise InputError(
-            f"{folder} is a {config.model_type!r} model and no mixture of this package, so there is nothing to export; "
-            "give a run, or the folder of a mixture"
+            f"{folder} is a {config.model_type!r} model and no mixture of this package, so there is nothing to "
+            f"{purpose}; give a run, or the folder of a mixture"
         )
     return config
 
 
 class Source:
-    """A mixture in a folder. Raises InputError, as `Checkpoint`, for weights that are damaged or lack a tensor."""
+    """A mixture in a folder. Raises InputError, as `Checkpoint`, for weights that are damaged or lack a tensor.
+
+    Where the mixture has keyed rows, `as_it_is` and `changed` add those of one table to the rows that they belong to.
+    """
 
     def __init__(self, folder: Path, config: Any) -> None:
         """Open the folder's weights; no tensor is read."""
@@ -44,6 +51,13 @@ class Source:
         self.base_prefix = str(self.family.dense_causal_lm_class.base_model_prefix)
         layers = re.escape(f"{self.base_prefix}.{self.family.layers}.")
         self._ffn = re.compile(rf"{layers}(\d+)\.{re.escape(self.family.ffn)}\.")
+        self._table = 0  # the only one where all groups share it
+
+    def of_group(self, group: int) -> Source:
+        """Return the same files with the keyed rows of one group."""
+        found = copy.copy(self)
+        found._table = self.config.row_of_group[group] if self.config.row_of_group else 0
+        return found
 
     def ffn(self, layer: int) -> str:
         """Return the prefix of the names of a layer's FFN, with a dot at its end."""
@@ -56,8 +70,9 @@ class Source:
 
     @property
     def names(self) -> list[str]:
-        """The tensors that an export keeps, in the order of the files: all but the table of the language gate."""
-        return [name for name in self.checkpoint.names if name != f"{self.base_prefix}.language_gate.log_prob"]
+        """The tensors that an export keeps, in the order of the files: without the gate's table and the keyed rows."""
+        gate = f"{self.base_prefix}.language_gate.log_prob"
+        return [name for name in self.checkpoint.names if name != gate and not self._is_delta(name)]
 
     def __contains__(self, name: str) -> bool:
         return name in self.checkpoint
@@ -79,6 +94,8 @@ class Source:
 
     def as_it_is(self, name: str, *, under: str | None = None) -> LazyTensor:
         """Return a tensor to be written unchanged, with another name where one is given."""
+        if self._delta(name) is not None:  # in float32, since the sum of two numbers of half precision is none
+            return self.changed(name, lambda tensor: tensor, under=under, dtype=torch.float32)
         return LazyTensor(under or name, self.shape(name), self.dtype(name), lambda: [self.read(name)])
 
     def changed(
@@ -90,13 +107,23 @@ class Source:
         dtype: torch.dtype | None = None,
     ) -> LazyTensor:
         """Return a tensor to be written after an elementwise change, a few rows at a time."""
-        rows = self.shape(name)[0]
+        rows, delta = self.shape(name)[0], self._delta(name)
 
         def pieces() -> Iterable[Tensor]:
             for start in range(0, rows, ROWS_AT_ONCE):
-                yield change(self.read(name, slice(start, min(start + ROWS_AT_ONCE, rows))))
+                part = slice(start, min(start + ROWS_AT_ONCE, rows))
+                tensor = self.read(name, part)
+                yield change(tensor if delta is None else tensor.float() + self.read(delta, self._table, part).float())
 
         return LazyTensor(under or name, self.shape(name), dtype or self.dtype(name), pieces)
+
+    def _is_delta(self, name: str) -> bool:
+        return bool(self.config.row_of_group) and name.endswith(".delta")
+
+    def _delta(self, name: str) -> str | None:
+        """Return the name of the keyed rows that are added to a tensor's rows; None where there are none."""
+        delta = f"{name.removesuffix('weight')}delta"
+        return delta if name.endswith(".weight") and self._is_delta(delta) and delta in self else None
 
     def _require(self, name: str) -> None:
         if name not in self.checkpoint:

@@ -12,7 +12,8 @@ from itertools import pairwise
 from typing import Any
 
 from sprachbund.errors import InputError, nearest
-from sprachbund.modeling.tables import layer_table
+from sprachbund.export.foldable import half_precision, instead, stored_otherwise
+from sprachbund.modeling.experts import num_routes
 
 Condition = Callable[[Any], str | None]  # a mixture's configuration -> the reason why the target cannot hold it
 DENSIFY = "--densify stores dense layers as identical experts"
@@ -67,8 +68,11 @@ class Verdict:
 
 
 def num_experts(config: Any) -> int:
-    """Return the number of experts of a mixture's layers; of the largest, where they differ."""
-    return max(max(layer_table(config, layer)) + 1 for layer in config.moe_layers)
+    """Return the number of experts that the routers choose among; of the largest layer, where they differ.
+
+    In a hierarchy they choose among its languages: what one has is an expert there.
+    """
+    return max(num_routes(config, layer=layer) for layer in config.moe_layers)
 
 
 def dense_layers(config: Any) -> list[int]:
@@ -77,8 +81,8 @@ def dense_layers(config: Any) -> list[int]:
 
 
 def expert_width(config: Any) -> int:
-    """Return the FFN width of a mixture's experts, in units."""
-    return int(config.expert_width or config.intermediate_size)
+    """Return the FFN width of a mixture's experts, in units; in a hierarchy of the two that a language has."""
+    return int(config.expert_width or config.intermediate_size) + (config.language_width or 0)
 
 
 def folded(target: Target, config: Any) -> bool:
@@ -124,7 +128,7 @@ def _list(numbers: list[int]) -> str:
 def _one_size(config: Any) -> str | None:
     sizes: dict[int, list[int]] = {}
     for layer in sorted(config.moe_layers):
-        sizes.setdefault(max(layer_table(config, layer)) + 1, []).append(layer)
+        sizes.setdefault(num_routes(config, layer=layer), []).append(layer)
     if len(sizes) == 1:
         return None
     found = ", ".join(f"{size} ({_list(layers)})" for size, layers in sorted(sizes.items()))
@@ -150,6 +154,19 @@ def _causal(config: Any) -> str | None:
     return None
 
 
+def _after_ffn(config: Any) -> str | None:
+    if config.expert_kind == "adapter":
+        return "has experts that read the FFN's input; those of the model are adapters, which read its output"
+    return None
+
+
+def _one_table(config: Any) -> str | None:
+    if len(set(config.row_of_group)) > 1:
+        return "has one embedding and one output row for each token; the model has some for each group (row_of_group)"
+    return None
+
+
+_OF_EVERY_TARGET = (_after_ffn, _one_table)
 _NO_FFN_BIAS = _without("mlp_bias", "biases in its FFNs")
 _NO_ATTENTION_BIAS = _without("attention_bias", "biases in its attention")
 _NO_OUTPUT_BIAS = _without("attention_bias", "bias in its attention's output projection")
@@ -208,7 +225,7 @@ def _reasons(target: Target, config: Any) -> list[str]:
     base = config.dense_model_type
     if base not in target.bases:
         return [f"takes {' or '.join(target.bases)} models; this one is {base}"]
-    found = [_one_size(config), *(condition(config) for condition in target.conditions)]
+    found = [_one_size(config), *(condition(config) for condition in (*_OF_EVERY_TARGET, *target.conditions))]
     return [reason for reason in found if reason is not None]
 
 
@@ -232,8 +249,12 @@ def verdicts(config: Any, *, densify: bool = False) -> list[Verdict]:
 
 def caveats(target: Target, config: Any, *, everywhere: bool) -> list[str]:
     """Return what to know of a target before it is served; `everywhere`: all its layers have experts."""
-    found: list[str] = []
-    if folded(target, config):
+    found = stored_otherwise(config, every_expert=True)
+    if num_experts(config) == 1:
+        found.append(
+            "one expert serves all tokens: --to dense --group 0 is the plainer way; only transformers was tried"
+        )
+    elif folded(target, config):
         found.append(
             f"the FFN for all tokens is stored in each of the {num_experts(config)} experts of a layer, and computed "
             f"for each of the {min(config.num_experts_per_tok, num_experts(config))} that a token chooses"
@@ -244,7 +265,7 @@ def caveats(target: Target, config: Any, *, everywhere: bool) -> list[str]:
             f"transformers: widths {widths[0]} and {widths[1]} are no multiples of 8: where its grouped products "
             "refuse them, load with experts_implementation='eager'"
         )
-    if str(getattr(config, "dtype", None) or "float32").removeprefix("torch.") != "float32":
+    if half_precision(config):
         found.append("equal in float32; in half precision the router's weights are rounded, up to 1% of a logit")
     if config.dense_model_type == "gemma":
         found.append("transformers only (other engines compute SiLU here); folded weights are stored in float32")
@@ -301,7 +322,9 @@ def find_target(config: Any, name: str, *, densify: bool = False) -> tuple[Targe
             raise InputError(f"--to {name} is no architecture to export to{near}")
         found = verdict(by_name[name], config, densify=densify)
         if not found.exact:
-            raise InputError(f"{name} cannot compute what this model does: it {'; it '.join(found.reasons)}; {INSTEAD}")
+            raise InputError(
+                f"{name} cannot compute what this model does: it {'; it '.join(found.reasons)}; {instead(config)}"
+            )
         return by_name[name], found
     failed = []
     for target in sorted(TARGETS, key=lambda target: folded(target, config)):  # folding costs memory and time
@@ -312,10 +335,4 @@ def find_target(config: Any, name: str, *, densify: bool = False) -> tuple[Targe
             failed.append(f"{target.name} {' and '.join(found.reasons)}")
     base = config.dense_model_type
     why = "; ".join(failed) or f"none of {', '.join(by_name)} extends {base} models"
-    raise InputError(f"no native architecture computes what this {base} mixture does: {why}; {INSTEAD}")
-
-
-INSTEAD = (
-    "the model as it is loads with this package (or trust_remote_code=True where it is installed), and "
-    "--to dense --group G makes a plain dense model of one group"
-)
+    raise InputError(f"no native architecture computes what this {base} mixture does: {why}; {instead(config)}")

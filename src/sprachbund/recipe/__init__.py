@@ -4,6 +4,7 @@ Every default names its source: [paper] is DMoE (Li et al., Findings of ACL 2025
 [ours] is where we differ from it; docs/results.md measures the two as a whole. Unknown keys are errors.
 """
 
+from sprachbund.recipe.compare import Compare
 from sprachbund.recipe.part import Part
 from sprachbund.recipe.plan import Groups, GroupSource, Layers, Probe, ProbeSource
 from sprachbund.recipe.text import Base, Mixture, Scratch, Source, Splits
@@ -12,6 +13,7 @@ from sprachbund.recipe.whole import Recipe
 
 __all__ = [
     "Base",
+    "Compare",
     "Dense",
     "Evaluate",
     "Experts",

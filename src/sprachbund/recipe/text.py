@@ -17,7 +17,8 @@ class Scratch(Part):
     num_layers: Positive = Field(4, description="decoder layers")
     ffn_size: Positive = Field(256, description="FFN width F")
     num_heads: Positive = Field(2, description="attention heads; must divide hidden_size")
-    vocab_size: int = Field(2048, ge=260, description="entries of the byte-level BPE vocabulary")
+    vocab_size: int = Field(2048, ge=260, description="entries of the byte-level BPE vocabulary that is trained")
+    tokenizer: str | None = Field(None, description="folder of a tokenizer to use; null: one is trained")
     tokens: Positive = Field(2_300_000, description="tokens to train the base on")
     tokens_per_step: Positive = Field(9216, description="tokens of one optimizer step of the base")
     learning_rate: Rate = Field(5e-3, description="peak learning rate of the base")
@@ -65,6 +66,9 @@ class Source(Part):
     cldr: str | None = Field(None, description="locale of the embedded CLDR corpus, for example ro or sr_Cyrl")
     lines: Positive = Field(3000, description="lines to render from CLDR")
     max_documents: Positive | None = Field(None, description="read at most so many documents")
+    keep: Share | None = Field(
+        None, description="share of the train split that is kept, in stretches spread evenly over it; null: all"
+    )
     family: str | None = Field(
         None, min_length=1, description="language family, for groups.source: family and to judge groups by"
     )

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from sprachbund.errors import InputError, nearest
 from sprachbund.languages import canonical
+from sprachbund.recipe.compare import Compare
 from sprachbund.recipe.part import Part
 from sprachbund.recipe.plan import Groups, Layers, Probe, ProbeSource
 from sprachbund.recipe.text import Base, Mixture, Source, Splits
@@ -61,6 +62,7 @@ class Recipe(Part):
     dense: Dense = Field(Dense(), description="the dense control")
     evaluate: Evaluate = Field(Evaluate(), description="evaluation")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything that is drawn at random")
+    compare: Compare | None = Field(None, description="methods side by side; a run does not read it")
 
     @field_validator("languages", mode="before")
     @classmethod
@@ -112,18 +114,41 @@ class Recipe(Part):
     def _fits(self) -> Self:
         count, num_languages = self.groups.count, len(self.languages)
         if self.groups.given is None and count != "auto" and count > num_languages:
-            allowed = "2" if num_languages == 2 else f"2 to {num_languages}"
-            raise ValueError(f"groups.count = {count} for {num_languages} languages; give {allowed}, or auto")
+            raise ValueError(
+                f"groups.count = {count} for {num_languages} languages; give 1 to {num_languages}, or auto"
+            )
         if self.base.scratch is not None:
             self.check_layers(self.base.scratch.num_layers)
-        if self.experts.kind == "copy" and self.experts.width is not None:
-            raise ValueError("experts.width belongs to experts.kind: shared; a copy has the dense FFN's width")
+        self._check_experts()
         if (self.evaluate.window or self.train.block_size) <= self.evaluate.burn_in:
             raise ValueError(
                 f"evaluate.burn_in = {self.evaluate.burn_in} leaves nothing of a window of "
                 f"{self.evaluate.window or self.train.block_size} tokens"
             )
         return self
+
+    def _check_experts(self) -> None:
+        """Raise ValueError for sizes that experts of a kind do not have."""
+        experts = self.experts
+        if experts.kind == "copy" and (experts.width or experts.budget) is not None:
+            raise ValueError(
+                f"experts.{'width' if experts.width else 'budget'} does not belong to experts.kind: copy; a copy has "
+                "the dense FFN's width"
+            )
+        if experts.budget is not None and (experts.width or experts.language_width) is not None:
+            raise ValueError("experts.budget sets the widths of experts; give it or experts.width, not both")
+        if experts.budget is not None and self.layers.budget is not None:
+            raise ValueError("experts.budget sets widths for the chosen layers, layers.budget chooses layers by widths")
+        if experts.language_width is not None and experts.kind != "hierarchy":
+            raise ValueError(f"experts.language_width belongs to experts.kind: hierarchy, not {experts.kind}")
+        if experts.by == "language" and (experts.kind == "hierarchy" or self.layers.layerwise is not None):
+            other = "experts.kind: hierarchy" if experts.kind == "hierarchy" else "layers.layerwise"
+            raise ValueError(f"experts.by: language gives each language its own expert; {other} is about groups")
+        if experts.rank is not None and experts.kind not in ("shared", "hierarchy"):
+            raise ValueError(f"experts.rank belongs to experts.kind: shared or hierarchy, not {experts.kind}")
+        alternate = any(stage.routing == "alternate" for stage in self.train.stages)
+        if alternate and self.groups.count == 1:
+            raise ValueError("train.stages: routing alternate needs several groups, and groups.count is 1")
 
     def check_layers(self, num_layers: int) -> None:
         """Raise ValueError for layers that a base of `num_layers` does not have: now, not after hours."""
@@ -177,6 +202,9 @@ class Recipe(Part):
         }
         local = self.base.path is not None and (folder / Path(self.base.path).expanduser()).is_dir()
         base = self.base.model_copy(update={"path": absolute(self.base.path)}) if local else self.base
+        if (scratch := base.scratch) is not None:
+            scratch = scratch.model_copy(update={"tokenizer": absolute(scratch.tokenizer)})
+            base = base.model_copy(update={"scratch": scratch})
         paths = ("given", "similarity", "families")
         groups = self.groups.model_copy(update={name: absolute(getattr(self.groups, name)) for name in paths})
         probe = self.probe.model_copy(update={"sentences": absolute(self.probe.sentences)})

@@ -71,20 +71,22 @@ class Corpora:
 
 
 def load_or_train_tokenizer(corpora: Corpora) -> Any:
-    """Return the base's tokenizer: loaded, or for a base from scratch trained on the mixture's train texts."""
+    """Return the base's tokenizer: loaded, or for a base from scratch, if none is given, trained on the train texts."""
     from sprachbund.modeling.base import load_tokenizer, train_tokenizer
 
     base = corpora.recipe.base
     if base.scratch is None:
         return load_tokenizer(base.path or "", revision=base.revision, trust_remote_code=base.trust_remote_code)
+    if base.scratch.tokenizer is not None:
+        return load_tokenizer(base.scratch.tokenizer)
     documents = {tag: split.train for tag, split in corpora.documents.items()}
     texts = _tokenizer_texts(documents, corpora.recipe, BYTES_FOR_TOKENIZER)
     return train_tokenizer(texts, vocab_size=base.scratch.vocab_size)
 
 
 def make_tokenizer(run: Run, corpora: Corpora) -> Any:
-    """Return the base's tokenizer; one that is trained is kept in RUN/tokenizer."""
-    from sprachbund.modeling.base import load_tokenizer
+    """Return the base's tokenizer; that of a base from scratch is kept in RUN/tokenizer."""
+    from sprachbund.modeling.base import load_tokenizer, tokenizer_fingerprint
 
     base, folder = run.recipe.base, run.path("tokenizer")
     if base.scratch is None:
@@ -96,13 +98,17 @@ def make_tokenizer(run: Run, corpora: Corpora) -> Any:
         tokenizer.save_pretrained(folder)
         return {"vocab_size": len(tokenizer)}
 
-    inputs = [
-        base.scratch.vocab_size,
-        corpora.states,
-        run.recipe.splits.model_dump(),
-        run.recipe.mixture.model_dump(),
-        run.recipe.seed,
-    ]
+    inputs: list[Any]
+    if base.scratch.tokenizer is not None:
+        inputs = [tokenizer_fingerprint(load_tokenizer(base.scratch.tokenizer))]
+    else:
+        inputs = [
+            base.scratch.vocab_size,
+            corpora.states,
+            run.recipe.splits.model_dump(),
+            run.recipe.mixture.model_dump(),
+            run.recipe.seed,
+        ]
     run.stage("tokenizer", inputs, ["tokenizer/tokenizer.json"], work)
     return load_tokenizer(folder)
 

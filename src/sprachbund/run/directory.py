@@ -51,6 +51,7 @@ def open_run(recipe: Recipe, folder: Path, *, update: bool = False) -> Run:
     directory of another recipe or with other things in it, SprachbundError when another process works in it.
     """
     _check_trackers(recipe)
+    recipe = recipe.model_copy(update={"compare": None})  # no stage reads it: another one changes no result
     if recipe.groups.given is not None:
         read_groups(recipe.groups.given, tags=recipe.tags())
     file = folder / "recipe.yaml"

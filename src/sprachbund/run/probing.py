@@ -112,7 +112,8 @@ def make_base(run: Run, packed: PackedCorpora, tokenizer: Any) -> DenseBase:
         groups = [0] * len(packed.train)
         return run_training(run, "base", model, blocks, plan, groups=groups, tokenizer=tokenizer, keep=folder)
 
-    inputs = [scratch.model_dump(), packed.digest, recipe.mixture.model_dump(), recipe.train.block_size, recipe.seed]
+    made_of = scratch.model_dump(exclude={"tokenizer"})  # of the tokenizer its content counts, not its folder
+    inputs = [made_of, packed.digest, recipe.mixture.model_dump(), recipe.train.block_size, recipe.seed]
     run.stage("base", [*inputs, recipe.train.dtype], ["base"], work, after=["tokenizer"], precious=True)
     drop_checkpoints(run, "base")
     return DenseBase(str(folder), "main", False, dtype)

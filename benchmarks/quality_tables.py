@@ -1,0 +1,197 @@
+"""docs/comparison.md and its figures, generated from the JSON under benchmarks/results: no number is typed by hand.
+
+python benchmarks/quality_tables.py writes them; a test compares them with the JSON. What has not been measured has no
+section.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from grouping_tables import read, table
+from quality_bars import changes, worst_language
+from runs import RESULTS
+
+from sprachbund.compare.curse import curse_figure, curse_table
+from sprachbund.compare.figure import comparison_figure
+from sprachbund.compare.table import AFTER, legend, level
+from sprachbund.compare.table import table as comparison_table
+
+HEAD = """# Side by side
+
+What each way of lifting the curse of multilinguality costs and gives, one comparison per section: `sprachbund compare
+RECIPE` trains every method from the same base, with the same tokenizer, on the same sequences in the same order.
+
+- **Learning rates.** Every method is trained at every rate of the grid under the first seed, and the dev split chooses;
+  where the best is at an edge, the grid grows. Rates are not shared: a method is judged at its own best one.
+- **Seeds.** At its best rate every method is trained under all seeds (some of the many variants under fewer). Changes
+  are between runs of one seed, then averaged.
+- **Test.** The test split is scored at the end, once, for the rates that were chosen.
+- **Routing.** A method's headline routing is the one it is made for: `prefix` is told nothing and finds the language
+  from the tokens so far, `top_k` is the learned router, `group` is given each text's group, as a model with a language
+  tag is given the tag. Where something had to be reached, the rival is taken under its best routing, whichever it is.
+- Perplexities are geometric means over languages. *After burn-in* counts positions with at least 32 tokens of context.
+
+This page is generated from `benchmarks/results/quality-*.json` by `benchmarks/quality_tables.py`. Everything that was
+tried on the way, with what lost, is in [experiments.md](experiments.md).
+"""
+TEXTS = {
+    "bible-18": (
+        "18 languages of the New Testament, equal text",
+        "`python benchmarks/quality.py bible-18`, on `examples/bible-18.yaml`.",
+    ),
+    "gpu": (
+        "33 languages at a larger scale",
+        "`python benchmarks/quality_gpu.py`, on one GPU: a base trained on all 33 languages until dense training gains "
+        "little more, then the main methods at equal tokens, with 8 and with 16 groups.",
+    ),
+}
+# What grouping by similarity is worth with unequal text: (what, method, rival).
+PAIRS = (
+    ("families against random groups", "shared-6", "shared-6-random"),
+    ("families against one expert per language", "shared-6", "per-language"),
+    ("hierarchy: families against random groups", "hierarchy", "hierarchy-random"),
+    ("hierarchy against families alone", "hierarchy", "shared-6"),
+    ("hierarchy against one expert per language", "hierarchy", "per-language"),
+    ("the default against one expert per language", "default", "per-language"),
+)
+
+
+def percent(values: Sequence[float]) -> str:
+    """Return the mean of some changes, and their range where there are several."""
+    said = f"{fmean(values):+.1%}"
+    return said if len(values) == 1 else f"{said} ({min(values):+.1%} to {max(values):+.1%})"
+
+
+def measured(content: Mapping[str, Any]) -> str:
+    """Return where and when a comparison was made."""
+    packages = ", ".join(f"{name} {version}" for name, version in content["packages"].items() if name != "sprachbund")
+    return f"Measured {content['date']} on {content['hardware']} ({packages})."
+
+
+def bars(content: Mapping[str, Any]) -> list[str]:
+    """Return the table of what had to be reached."""
+    rows = []
+    for one in content["bars"]:
+        values = ", ".join(f"{value:g}" for value in one["values"])
+        rows.append([one["bar"], values, f"{one['at_most']:g}", "yes" if one["holds"] else "**no**"])
+    if not rows:
+        return []
+    lines = ["What had to be reached; a value per seed, changes of perplexity after burn-in where not said.", ""]
+    return [*lines, *table(["", "values over seeds", "at most", "holds"], rows), ""]
+
+
+def shown(name: str, content: Mapping[str, Any], files: dict[str, str]) -> list[str]:
+    """Return the table and the figure of a comparison; the figure goes to `files`."""
+    files[f"comparison-{name}.svg"] = comparison_figure(content["result"]).standalone()
+    return [
+        *comparison_table(content["result"]),
+        "",
+        legend(content["result"]),
+        "",
+        f"![Bits per byte of each method against its parameters and its operations](comparison-{name}.svg)",
+        "",
+    ]
+
+
+def plain(name: str, content: dict[str, Any], files: dict[str, str]) -> list[str]:
+    """Return a section of a comparison with equal text."""
+    title, text = TEXTS[name]
+    return [f"## {title}", "", f"{text} {measured(content)}", "", *shown(name, content, files), *bars(content)]
+
+
+def tier_rows(result: dict[str, Any], tiers: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """Return a row per method: perplexity of each tier, and its change against dense."""
+    rows = []
+    for method, entry in result["methods"].items():
+        cells = [method]
+        for tags in tiers.values():
+            cells.append(f"{fmean(level(run['test'][entry['headline']], AFTER, tags) for run in entry['runs']):.2f}")
+            cells.append("" if method == "dense" else f"{fmean(changes(result, method, 'dense', tags=tags)):+.1%}")
+        worst = "" if method == "dense" else f"{max(worst_language(result, method, 'dense')):+.1%}"
+        rows.append([*cells, worst])
+    return rows
+
+
+def pair_rows(result: dict[str, Any], tiers: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """Return a row per pair of methods: the change of each tier, and how many languages are better off."""
+    rows = []
+    for what, method, rival in PAIRS:
+        if {method, rival} <= set(result["methods"]):
+            how = {"rival_routing": result["methods"][rival]["headline"]}
+            cells = [percent(changes(result, method, rival, tags=tags, **how)) for tags in tiers.values()]
+            tags = [tag for languages in tiers.values() for tag in languages]
+            better = sum(fmean(changes(result, method, rival, tags=[tag], **how)) < 0 for tag in tags)
+            rows.append([what, *cells, f"{better} of {len(tags)}"])
+    return rows
+
+
+def unequal(name: str, content: dict[str, Any], files: dict[str, str]) -> list[str]:
+    """Return the section of unequal text."""
+    result, tiers = content["result"], content["tiers"]
+    columns = [cell for tier in tiers for cell in (f"text: {tier}", "vs dense")]
+    return [
+        "## Unequal text",
+        "",
+        "`python benchmarks/quality.py unequal`, on `examples/bible-18-unequal.yaml`: in each family one language has "
+        "all of its training text, one a tenth, one a thirtieth, and the base is trained with the same cuts. Levels "
+        "differ between the columns because the languages do. The random groups have one language of each size and no "
+        f"relatives. {measured(content)}",
+        "",
+        *table(["perplexity after burn-in", *columns, "worst language vs dense"], tier_rows(result, tiers)),
+        "",
+        "What grouping by similarity is worth: the change of perplexity after burn-in, mean over seeds (and their "
+        "range), and how many languages are better off.",
+        "",
+        *table(["", *(f"text: {tier}" for tier in tiers), "languages better"], pair_rows(result, tiers)),
+        "",
+        *shown(name, content, files),
+        *bars(content),
+    ]
+
+
+def cursed(name: str, content: dict[str, Any], files: dict[str, str]) -> list[str]:
+    """Return the section of the curse."""
+    result = content["result"]
+    files[f"comparison-{name}.svg"] = curse_figure(result).standalone()
+    columns, rows = curse_table(result)
+    return [
+        "## The curse itself",
+        "",
+        "`python benchmarks/quality.py curse`, on `examples/curse.yaml`: what "
+        f"{', '.join(f'`{tag}`' for tag in result['fixed'])} pay as other languages join. Every language has the same "
+        "tokens in the same number of steps whoever else is there, and one tokenizer serves all; every number of "
+        f"languages has a base of its own. Perplexity after burn-in of these {len(result['fixed'])}. "
+        f"{measured(content)}",
+        "",
+        *table(columns, rows, left=0),
+        "",
+        f"![Perplexity of the first languages as others join](comparison-{name}.svg)",
+        "",
+    ]
+
+
+SECTIONS: dict[str, Callable[[str, dict[str, Any], dict[str, str]], list[str]]] = {
+    "bible-18": plain,
+    "unequal": unequal,
+    "curse": cursed,
+    "gpu": plain,
+}
+
+
+def pages() -> dict[str, str]:
+    """Return the files under docs/ by name: comparison.md, and a figure for each comparison that was made."""
+    files: dict[str, str] = {}
+    lines = [HEAD]
+    for name, section in SECTIONS.items():
+        if (RESULTS / f"quality-{name}.json").is_file():
+            lines += section(name, read(f"quality-{name}"), files)
+    files["comparison.md"] = "\n".join(lines).rstrip() + "\n"
+    return files
+
+
+if __name__ == "__main__":
+    docs = Path(__file__).parents[1] / "docs"
+    for file, text in pages().items():
+        (docs / file).write_text(text)

@@ -1,0 +1,99 @@
+"""docs/comparison.md is what the committed JSON says; the sections are checked on a small one made by hand."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from comparisons import TAGS, comparison, dense, entry, even
+from modules import BENCHMARKS, benchmark
+
+DOCS = BENCHMARKS.parent / "docs"
+WHERE = {"date": "2026-01-01", "hardware": "2 cores", "packages": {"sprachbund": "0", "torch": "2"}, "bars": []}
+Write = Callable[..., None]
+
+
+@pytest.fixture
+def tables() -> ModuleType:
+    return benchmark("quality_tables")
+
+
+@pytest.fixture
+def write(tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """A function that puts a measurement where the tables look for it; there are no others."""
+    for module in (tables, benchmark("grouping_tables")):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+
+    def write_one(name: str, result: dict[str, Any], **more: Any) -> None:
+        (tmp_path / f"quality-{name}.json").write_text(json.dumps({**WHERE, "result": result, **more}))
+
+    return write_one
+
+
+def rows(page: str, first: str) -> dict[str, list[str]]:
+    """Return the rows of the table whose head begins with a cell, by their first cells."""
+    (block,) = [block for block in page.split("\n\n") if block.startswith(f"| {first} |")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()[2:]]
+    return {name: rest for name, *rest in cells}
+
+
+def test_the_committed_page_and_figures_are_generated_from_the_committed_measurements(tables: ModuleType) -> None:
+    pages = tables.pages()
+    assert {path.name for path in DOCS.glob("comparison*")} == set(pages)
+    for name, text in pages.items():
+        assert (DOCS / name).read_text(encoding="utf-8") == text, name
+
+
+def test_what_has_not_been_measured_has_no_section(tables: ModuleType, write: Write) -> None:
+    (page,) = tables.pages().values()
+    assert page.startswith("# Side by side\n")
+    assert "\n## " not in page
+
+
+def test_a_comparison_has_its_table_its_figure_and_its_bars(tables: ModuleType, write: Write) -> None:
+    bar = {"bar": "default against dense", "values": [-0.25, -0.2], "at_most": -0.22, "holds": False}
+    result = comparison({"dense": dense(even(20.0)), "default": entry(even(15.0))})
+    write("bible-18", result, bars=[bar])
+    pages = tables.pages()
+    assert set(pages) == {"comparison.md", "comparison-bible-18.svg"}
+    page = pages["comparison.md"]
+    assert "| default against dense | -0.25, -0.2 | -0.22 | **no** |" in page
+    assert "](comparison-bible-18.svg)" in page
+    assert "Measured 2026-01-01 on 2 cores (torch 2)." in page
+    assert "-25.0%" in page
+    ElementTree.fromstring(pages["comparison-bible-18.svg"].encode())
+
+
+def test_unequal_text_is_told_by_tier(tables: ModuleType, write: Write) -> None:
+    full, small = TAGS[:2], TAGS[2:]
+    methods = {
+        "dense": dense(even(20.0)),
+        "shared-6": entry({**even(10.0, full), **even(18.0, small)}),
+        "shared-6-random": entry({**even(12.5, full), **even(15.0, small)}),
+    }
+    write("unequal", comparison(methods), tiers={"all": full, "1/10": small[:1], "1/30": small[1:]})
+    page = tables.pages()["comparison.md"]
+    levels = rows(page, "perplexity after burn-in")
+    # a mean over two seeds, of which the second is a tenth worse
+    assert levels["shared-6"] == ["10.50", "-50.0%", "18.90", "-10.0%", "18.90", "-10.0%", "-10.0%"]
+    assert levels["dense"] == ["21.00", "", "21.00", "", "21.00", "", ""]
+    pairs = rows(page, "")
+    random = pairs["families against random groups"]
+    assert random == ["-20.0% (-20.0% to -20.0%)", *["+20.0% (+20.0% to +20.0%)"] * 2, "2 of 4"]
+    assert not any("hierarchy" in what for what in pairs), "a pair of which one was not trained has no row"
+
+
+def test_the_curse_is_told_by_number_of_languages(tables: ModuleType, write: Write) -> None:
+    first = TAGS[:2]
+    counts = {
+        "2": comparison({"dense": dense(even(20.0, first)), "default": entry(even(18.0, first))}, tags=first),
+        "4": comparison({"dense": dense(even(40.0)), "default": entry(even(20.0))}),
+    }
+    write("curse", {"schema": 1, "recipe": "small", "fixed": list(first), "counts": counts})
+    pages = tables.pages()
+    assert set(pages) == {"comparison.md", "comparison-curse.svg"}
+    found = rows(pages["comparison.md"], "languages")
+    assert found == {"2": ["21.00", "18.90", "-10.0%"], "4": ["42.00", "21.00", "-50.0%"]}
