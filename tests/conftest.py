@@ -27,9 +27,10 @@ languages:
 splits: {dev: 0.1, test: 0.1}
 probe: {steps: 2, tokens_per_step: 128, learning_rate: 3.0e-3, sketch_size: 512}
 groups: {count: 2}
+experts: {by: group, rows: null, budget: null}
 train: {tokens: 2560, tokens_per_step: 256, block_size: 32, learning_rate: 1.0e-2}
 evaluate: {burn_in: 8, tokens: 256}
-"""
+"""  # experts by group: what a native architecture can hold; the preset's own are tested in tests/run/test_presets.py
 LETTERS = {"ron": "aeiouăîșțrlnm", "ita": "aeiourlnmtcvg", "rus": "аеиорлнмтквыэ", "ukr": "аеиорлнмтквії"}
 
 

@@ -120,7 +120,12 @@ def build_recipe(
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return a recipe as YAML with every default filled in; build_recipe reads it back to the same recipe."""
-    return yaml.dump(_values(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    values = _values(recipe)
+    for name, given in parse_yaml(packaged(recipe.preset), recipe.preset).items():
+        part = getattr(recipe, name)
+        if isinstance(given, dict):  # what is off here and on in the preset must be said
+            values[name] |= {key: None for key in given if getattr(part, key) is None}
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 class _Dumper(yaml.SafeDumper):

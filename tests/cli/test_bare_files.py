@@ -128,7 +128,7 @@ def test_a_picture_is_written(path: Path) -> None:
     [
         ({}, "--groups is missing: give the number of groups, for example --groups 6, or --groups auto"),
         ({"count": 6}, "6 groups asked for 5 languages"),
-        ({"count": 1}, "--groups: found 1; give a whole number from 2, or auto"),
+        ({"count": 1}, "1 group asked for 5 languages; ask for 2 to 5"),
         ({"count": 2, "objective": "best"}, "--objective: found 'best'; "),
         ({"count": 2, "floor": 2.0}, "--floor: found 2.0; "),
         ({"count": 2, "method": "greedy-seeded", "objective": "mean"}, "method = greedy-seeded belongs to objective"),

@@ -47,7 +47,7 @@ def test_groups_of_a_bare_file(tmp_path: Path, cli: CommandLine) -> None:
     [
         ((), "--groups is missing: give the number of groups, for example --groups 6, or --groups auto"),
         (("--groups", 5), "5 groups"),
-        (("--groups", 0), "--groups: found 0; give a whole number from 2, or auto"),
+        (("--groups", 0), "--groups: found 0; give a whole number from 1, or auto"),
         (("--groups", 2, "--method", "best"), "'best'"),
     ],
 )

@@ -48,7 +48,7 @@ def edit(tiny: Path, old: str, new: str) -> None:
             "languages.ro={cldr: ro}",
             "languages: 'ron_Latn' and 'ro' are both ron_Latn; every language may be given once\n",
         ),
-        ("groups.count=5", "the recipe: groups.count = 5 for 4 languages; give 2 to 4, or auto\n"),
+        ("groups.count=5", "the recipe: groups.count = 5 for 4 languages; give 1 to 4, or auto\n"),
         ("layers={given: [2]}", "the recipe: layers.given names layer 2; the base has layers 0 to 1\n"),
         ("train.token=10", "train.token is no key of a recipe, did you mean 'tokens'"),
         ("splits={dev: 0.9, test: 0.1}", "splits: dev = 0.9 and test = 0.1 leave nothing to train on; sum below 1\n"),

@@ -172,8 +172,8 @@ def expand(
     bottleneck of `width` (default: half the model's) on the FFN's output, as in X-MOD (Pfeiffer et al. 2022). Kind
     `hierarchy`: shared, and beside each group's expert one of `language_width` for each language; its languages are
     groups of their own then (`config.groups`), those of one group sharing an expert. `by="language"` gives each
-    language, not each group, its expert; what else there is by group, its languages share. With `router_init="zero"` copies
-    give the dense model's logits bit by bit also under `top_k`.
+    language, not each group, its expert; what else there is by group, its languages share. With `router_init="zero"`
+    copies give the dense model's logits bit by bit also under `top_k`.
 
     `rank` makes the experts' matrices products of two factors of so many columns. `rows` adds tables of deltas, (V, D),
     zero at first, to the embedding and the output rows: one for each `group` or `language`, or one for `all`.

@@ -21,7 +21,9 @@ class Experts(Part):
         "Pfeiffer et al. 2022); hierarchy: shared, and a small expert for each language beside its group's [ours]",
     )
     by: Literal["group", "language"] = Field(
-        "group", description="whose an expert is: its group's, or one for each language, whatever the groups"
+        "group",
+        description="whose an expert is: its group's, or one for each language, whatever the groups; a hierarchy has "
+        "both, and layers.layerwise shares experts between groups",
     )
     width: Positive | None = Field(
         None, description="units of an expert; null: as many as the dense FFN has (adapter: half the model's width)"
@@ -30,7 +32,10 @@ class Experts(Part):
         None, description="hierarchy: units of a language's own expert; null: a sixth of the group's"
     )
     budget: float | None = Field(
-        None, gt=1, description="widths such that all parameters are at most this multiple of the base's; replaces them"
+        None,
+        gt=1,
+        description="where width is null: as wide as all parameters within this multiple of the base's allow, at most "
+        "as the dense FFN; copies have its width",
     )
     rank: Positive | None = Field(None, description="experts in low-rank factors of so many columns; null: full rank")
     rows: Literal["group", "language", "all"] | None = Field(

@@ -130,20 +130,10 @@ class Recipe(Part):
     def _check_experts(self) -> None:
         """Raise ValueError for sizes that experts of a kind do not have."""
         experts = self.experts
-        if experts.kind == "copy" and (experts.width or experts.budget) is not None:
-            raise ValueError(
-                f"experts.{'width' if experts.width else 'budget'} does not belong to experts.kind: copy; a copy has "
-                "the dense FFN's width"
-            )
-        if experts.budget is not None and (experts.width or experts.language_width) is not None:
-            raise ValueError("experts.budget sets the widths of experts; give it or experts.width, not both")
-        if experts.budget is not None and self.layers.budget is not None:
-            raise ValueError("experts.budget sets widths for the chosen layers, layers.budget chooses layers by widths")
+        if experts.kind == "copy" and experts.width is not None:
+            raise ValueError("experts.width does not belong to experts.kind: copy; a copy has the dense FFN's width")
         if experts.language_width is not None and experts.kind != "hierarchy":
             raise ValueError(f"experts.language_width belongs to experts.kind: hierarchy, not {experts.kind}")
-        if experts.by == "language" and (experts.kind == "hierarchy" or self.layers.layerwise is not None):
-            other = "experts.kind: hierarchy" if experts.kind == "hierarchy" else "layers.layerwise"
-            raise ValueError(f"experts.by: language gives each language its own expert; {other} is about groups")
         if experts.rank is not None and experts.kind not in ("shared", "hierarchy"):
             raise ValueError(f"experts.rank belongs to experts.kind: shared or hierarchy, not {experts.kind}")
         alternate = any(stage.routing == "alternate" for stage in self.train.stages)
@@ -173,6 +163,11 @@ class Recipe(Part):
                 f"layers.given names layer {max(self.layers.given)}; the base has layers 0 to {num_layers - 1}"
             )
 
+    @property
+    def groups_by_similarity(self) -> bool:
+        """Are the groups made by how alike languages are? They may be given, and one group leaves nothing to decide."""
+        return self.groups.given is None and self.groups.count != 1
+
     def tags(self) -> list[str]:
         """Return the canonical language tags in the order of the recipe."""
         return list(self.languages)
@@ -180,7 +175,7 @@ class Recipe(Part):
     def probe_sources(self) -> list[ProbeSource]:
         """Return what the probe measures: what is asked for, and what groups and layers are decided by."""
         wanted: list[str] = list(self.probe.sources)
-        if self.groups.given is None:
+        if self.groups_by_similarity:
             wanted.append(self.groups.source.removesuffix("-stepwise"))
         if self.layers.source is not None:
             wanted.append(self.layers.source)

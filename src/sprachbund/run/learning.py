@@ -130,20 +130,22 @@ def expert_arguments(experts: Experts, dense: Any, groups: Mapping[str, int], la
 
     Raises InputError where the budget leaves no room for them.
     """
+    hierarchy = experts.kind == "hierarchy"
+    by = "group" if hierarchy or layers.experts is not None else experts.by
+    num_routes = len(groups if hierarchy or by == "language" else set(groups.values()))
     arguments: dict[str, Any] = {
         "moe_layers": layers.layers,
         "expert_of_group": layers.experts,
         "groups": groups,
         "kind": experts.kind,
-        "by": experts.by,
+        "by": by,
         "width": experts.width,
         "rank": experts.rank,
         "rows": experts.rows,
-        "num_experts_per_tok": min(experts.num_experts_per_tok, len(groups)),
+        "num_experts_per_tok": min(experts.num_experts_per_tok, num_routes),
         "router_gradient": experts.router_gradient,
     }
-    hierarchy = experts.kind == "hierarchy"
-    if experts.budget is not None:
+    if experts.budget is not None and experts.width is None and experts.kind != "copy":
 
         def of_widths(width: int, language_width: int | None) -> Any:
             return mixture_config(dense, **arguments | {"width": width, "language_width": language_width})

@@ -65,7 +65,7 @@ class Pipeline:
     def grouping(self) -> Grouping:
         """The groups; given ones need no similarity."""
         packed = self.packed
-        if self.run.recipe.groups.given is None or self.run.recipe.probe.sources:
+        if self.run.recipe.groups_by_similarity or self.run.recipe.probe.sources:
             _ = self.similarities
         return planning.group_languages(self.run, self.probes, packed)
 

@@ -57,7 +57,7 @@ def compare_languages(run: Run, probes: Probes | None) -> dict[str, Path]:
     recipe = run.recipe
     folder, used = run.path("similarity"), recipe.groups.source
     names = _names(probes)
-    if recipe.groups.given is None and used not in names:
+    if recipe.groups_by_similarity and used not in names:
         names.insert(0, used)
 
     def work() -> Mapping[str, Any]:
@@ -67,12 +67,12 @@ def compare_languages(run: Run, probes: Probes | None) -> dict[str, Path]:
             write_similarity(folder / f"{name}.csv", _similarity(run, probes, name))
             if probes is not None and name in LAYERED:
                 write_text(folder / f"{name}-by-layer.csv", _by_layer(run, probes, name))
-        if recipe.groups.given is None:
+        if recipe.groups_by_similarity:
             shutil.copyfile(folder / f"{used}.csv", run.path("similarity.csv"))
         return {"sources": names}
 
     given = [read_text(Path(p)) for p in (recipe.groups.similarity, recipe.groups.families) if p]
-    inputs: list[Any] = [used, recipe.groups.given is None, given, recipe.families(), recipe.tags()]
+    inputs: list[Any] = [used, recipe.groups_by_similarity, given, recipe.families(), recipe.tags()]
     inputs += [recipe.probe.center, names, recipe.seed if used == "random" else None]
     outputs = [f"similarity/{name}.csv" for name in names]
     run.stage("similarity", inputs, outputs, work, after=["probe"] if probes is not None else [])
@@ -151,9 +151,10 @@ def group_languages(run: Run, probes: Probes | None, packed: PackedCorpora) -> G
     picture = run.path("similarity.svg")
 
     def work() -> Mapping[str, Any]:
-        if settings.given is not None:
+        if not recipe.groups_by_similarity:
             picture.unlink(missing_ok=True)
-            grouping = read_groups(Path(settings.given), tags=recipe.tags())
+            one = Grouping((tuple(recipe.tags()),))
+            grouping = read_groups(Path(settings.given), tags=recipe.tags()) if settings.given is not None else one
             facts: dict[str, Any] = {"method": "given"}
         else:
             from sprachbund.report import write_similarity_svg
@@ -170,7 +171,7 @@ def group_languages(run: Run, probes: Probes | None, packed: PackedCorpora) -> G
     given = read_text(Path(settings.given)) if settings.given else ""
     weights = [p.num_bytes for p in packed.train.values()] if settings.weights == "bytes" else None
     inputs = [settings.model_dump(), given, family_levels(run), weights, recipe.tags(), recipe.seed]
-    after = [] if settings.given is not None else ["similarity"]
+    after = ["similarity"] if recipe.groups_by_similarity else []
     run.stage("groups", inputs, ["groups.json", "grouping.json"], work, after=after)
     return read_groups(run.path("groups.json"), tags=recipe.tags())
 
@@ -266,7 +267,9 @@ def _by_deviation(run: Run, base: DenseBase, norms: list[float], grouping: Group
         return choose_top(norms, num_layers=choice.top)
     assert choice.budget is not None
     dense = base.config()
-    arguments = expert_arguments(run.recipe.experts, dense, grouping.as_dict(), LayerPlan([0])) | {"rows": None}
+    # full widths: experts.budget makes them fit once it is known in how many layers they are
+    experts = run.recipe.experts.model_copy(update={"budget": None, "rows": None})
+    arguments = expert_arguments(experts, dense, grouping.as_dict(), LayerPlan([0]))
     cost = layer_cost(dense, **{name: arguments[name] for name in arguments if name != "moe_layers"})
     return choose_by_budget(norms, budget=choice.budget, cost_L=[cost] * len(norms))
 

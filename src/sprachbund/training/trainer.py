@@ -20,7 +20,7 @@ from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from sprachbund.errors import DivergedError
-from sprachbund.memory import peak_memory_mb
+from sprachbund.memory import keep_freed_memory, peak_memory_mb
 from sprachbund.modeling.base import device
 from sprachbund.modeling.model import is_dmoe
 from sprachbund.modeling.tables import expert_tables, group_credit
@@ -291,6 +291,8 @@ def train(
     done = int(resume.name.rsplit("-", 1)[1]) if resume else 0
     if "tensorboard" in plan.trackers:  # its own default is the checkpoints' folder, which does not stay
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parents[1] / "tensorboard" / description)
+    if device().type == "cpu":
+        keep_freed_memory()
     if plan.gradient_checkpointing:
         recompute_activations(model)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
