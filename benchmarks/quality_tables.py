@@ -1,7 +1,7 @@
-"""docs/comparison.md and its figures, generated from the JSON under benchmarks/results: no number is typed by hand.
+"""docs/comparison.md, its figures and docs/experiments.md, generated from the JSON under benchmarks/results.
 
-python benchmarks/quality_tables.py writes them; a test compares them with the JSON. What has not been measured has no
-section.
+No number is typed by hand: python benchmarks/quality_tables.py writes them, and a test compares them with the JSON.
+What has not been measured has no section.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from experiments_tables import experiments
 from grouping_tables import read, table
 from quality_bars import changes, worst_language
 from runs import RESULTS
@@ -188,6 +189,7 @@ def pages() -> dict[str, str]:
         if (RESULTS / f"quality-{name}.json").is_file():
             lines += section(name, read(f"quality-{name}"), files)
     files["comparison.md"] = "\n".join(lines).rstrip() + "\n"
+    files["experiments.md"] = experiments()
     return files
 
 

@@ -30,7 +30,9 @@ class Stub:
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
         self.device = torch.device("cpu")
-        self.config = SimpleNamespace(vocab_size=len(logits), num_groups=3, moe_layers=[0, 1], expert_of_group={}, language_width=None)
+        self.config = SimpleNamespace(
+            vocab_size=len(logits), num_groups=3, moe_layers=[0, 1], expert_of_group={}, language_width=None
+        )
         self.batches: list[tuple[int, ...]] = []
         self.calls: list[dict[str, Any]] = []
 

@@ -35,6 +35,13 @@ def test_the_default_gives_each_language_an_expert_and_each_group_rows(
     for language in metrics["languages"].values():
         assert len(language["router_share"]["prefix"]) == 2
         assert sum(language["router_share"]["prefix"]) == pytest.approx(1)
+    lines = [json.loads(line) for line in (out / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    tokens = [line["tokens"] for line in lines if line["event"] == "tokens"][-1]
+    groups = json.loads((out / "groups.json").read_text(encoding="utf-8"))
+    for tag, counts in tokens.items():  # every token went to the language's own group
+        assert [group for group, count in enumerate(counts) if count] == [groups[tag]]
+    said_on_page = "each language has its own expert in 2 of 2 layers; each group also has its own rows"
+    assert said_on_page in (out / "report.html").read_text(encoding="utf-8")
     said = cli("export", out, "--to", "dense", "--language", "ron_Latn", "--out", tmp_path / "specialist")
     assert said.status == 0, said.err
     said = cli("export", out, "--to", "native", "--out", tmp_path / "native")

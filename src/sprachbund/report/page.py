@@ -132,7 +132,9 @@ def _summary(metrics: Metrics, layers: Sequence[Layer]) -> list[str]:
         spread = f"{min(experts)} to {max(experts)}" if min(experts) < max(experts) else f"{max(experts)}"
         has = f"the groups share {spread} experts {in_layers}"
     else:
-        has = f"each group has its own expert {in_layers}"
+        has = f"{_owners(metrics)} {in_layers}"
+    if (rows := metrics.experts.get("rows")) in ("group", "language"):
+        has += f"; each {rows} also has its own rows of the embedding and of the output"
     did = f"{plural(num_languages, 'language')} were put into {plural(num_groups, 'group')}, and {has}."
     moe, dense, base = (metrics.tokens.get(key) for key in ("moe", "dense", "base"))
     after = f" after {count(base)} tokens for the base model" if base else ""
@@ -147,6 +149,13 @@ def _summary(metrics: Metrics, layers: Sequence[Layer]) -> list[str]:
     told = {"prefix": "Told nothing about the language (prefix)", "group": "told the group (group)"}
     parts = [f"{words}, {_outcome(metrics, way)}" for way, words in told.items() if way in metrics.change_vs_dense]
     return [did, trained, "; ".join(parts) + "."] if parts else [did, trained]
+
+
+def _owners(metrics: Metrics) -> str:
+    """Say who has experts."""
+    if metrics.experts.get("kind") == "hierarchy":
+        return "each group has its own expert and each language a small one"
+    return f"each {metrics.experts.get('by') or 'group'} has its own expert"
 
 
 def _outcome(metrics: Metrics, way: str) -> str:

@@ -85,6 +85,7 @@ class Metrics(BaseModel):
     average: AverageMetrics
     change_vs_dense: dict[str, Change] = {}
     groups: list[list[str]] = []
+    experts: dict[str, str | None] = {}
     moe_layers: list[int] = []
     num_layers: int = 0
 

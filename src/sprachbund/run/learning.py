@@ -22,7 +22,7 @@ from sprachbund.run.data import PackedCorpora, batch_schedule
 from sprachbund.run.directory import Run
 from sprachbund.training import TrainingBlocks, TrainingPlan, train
 from sprachbund.training.stages import plan_training
-from sprachbund.training.trainer import last_checkpoint
+from sprachbund.training.trainer import Log, last_checkpoint
 
 if TYPE_CHECKING:
     from sprachbund.run.planning import LayerPlan
@@ -38,8 +38,12 @@ def run_training(
     groups: Sequence[int],
     tokenizer: Any,
     keep: Path,
+    grouping: Grouping | None = None,
 ) -> dict[str, Any]:
-    """Train a model in place, from its last checkpoint if there is one, and save it to `keep`; returns its facts."""
+    """Train a model in place, from its last checkpoint if there is one, and save it to `keep`; returns its facts.
+
+    `groups`, (L,), are the model's, which may be languages; what is logged of tokens is by group of the `grouping`.
+    """
     folder = run.path(f"checkpoints/{stage}-{run.fingerprints[stage]}")
     for other in run.path("checkpoints").glob(f"{stage}-*"):
         if other != folder:
@@ -47,12 +51,38 @@ def run_training(
     folder.mkdir(parents=True, exist_ok=True)
     resume = last_checkpoint(folder)
     run.forget_events(stage, after_step=int(resume.name.rsplit("-", 1)[1]) if resume else 0)
-    result = train(model, blocks, plan, groups=groups, folder=folder, log=partial(run.log, stage), description=stage)
+    log: Log = partial(run.log, stage)
+    if grouping is not None:
+        log = _log_by_group(log, dict(zip(blocks.tags, groups, strict=True)), grouping.as_dict())
+    result = train(model, blocks, plan, groups=groups, folder=folder, log=log, description=stage)
     save_model(model, tokenizer, keep, dtype=run.recipe.train.dtype, run=run.folder)
     return {
         "tokens": plan.num_steps * plan.batch_size * blocks.block_size,
         "tokens_per_second": round(result.tokens_per_second, 1),
     }
+
+
+def by_group(of_own: Sequence[float], own: Mapping[str, int], assignment: Mapping[str, int]) -> list[float]:
+    """Return sums per group of a grouping from numbers per group of a model, whose groups may be languages."""
+    group_of = {number: assignment[tag] for tag, number in own.items()}
+    sums = [0.0] * len(set(assignment.values()))
+    for number, value in enumerate(of_own):
+        sums[group_of[number]] += value
+    return sums
+
+
+def _log_by_group(log: Log, own: Mapping[str, int], assignment: Mapping[str, int]) -> Log:
+    """Return `log`, with the tokens that are recorded per group of the model summed to those of the grouping."""
+
+    def write(event: str, **values: Any) -> None:
+        if event == "tokens":
+            tokens = {tag: by_group(row, own, assignment) for tag, row in values["tokens"].items()}
+            totals = [sum(column) for column in zip(*tokens.values(), strict=True)]
+            dead = [group for group, total in enumerate(totals) if not total]
+            values |= {"tokens": {tag: [round(n) for n in row] for tag, row in tokens.items()}, "dead_experts": dead}
+        log(event, **values)
+
+    return write
 
 
 def drop_checkpoints(run: Run, stage: str) -> None:
@@ -183,7 +213,15 @@ def train_mixture(
         blocks = training_blocks(run, packed, grouping, plan)
         groups = [model.config.groups[tag] for tag in packed.train]
         return run_training(
-            run, "train", model, blocks, plan, groups=groups, tokenizer=tokenizer, keep=run.path("model")
+            run,
+            "train",
+            model,
+            blocks,
+            plan,
+            groups=groups,
+            tokenizer=tokenizer,
+            keep=run.path("model"),
+            grouping=grouping,
         )
 
     stages = [s.model_dump() for s in run.recipe.train.stages]

@@ -212,20 +212,22 @@ class LayerPlan:
 
 def choose_layers(run: Run, base: DenseBase, probes: Probes | None, grouping: Grouping) -> LayerPlan:
     """Return the layers that become mixtures; writes layers.csv and layers.svg where deviations were measured."""
-    choice = run.recipe.layers
+    choice, recipe_tags = run.recipe.layers, run.recipe.tags()
+    by_language = run.recipe.experts.by == "language" and run.recipe.experts.kind != "hierarchy"
     measured = probes is not None and "deviation" in probes.signals
 
     def work() -> Mapping[str, Any]:
         norms = (mean_norms(probes.ffn_norms), mean_norms(probes.attention_norms)) if probes and measured else None
         plan = _chosen(run, base, probes, norms[0] if norms else None, grouping)
         if norms is not None:
-            _write_layers(run, plan, *norms, num_groups=len(grouping.groups))
+            own = len(recipe_tags) if by_language else len(grouping.groups)
+            _write_layers(run, plan, *norms, num_experts=own)
         else:
             for name in ("layers.csv", "layers.svg"):
                 run.path(name).unlink(missing_ok=True)
         return {"layers": plan.layers, "experts": plan.experts}
 
-    inputs: list[Any] = [choice.model_dump()]
+    inputs: list[Any] = [choice.model_dump(), by_language]
     after = ["probe"] if measured or choice.source is not None else ["base"]
     if choice.budget is not None or choice.layerwise is not None:
         after.append("groups")
@@ -285,14 +287,14 @@ def _layerwise(probes: Probes, grouping: Grouping, *, total: int) -> LayerPlan:
     return LayerPlan(sorted(tables), tables)
 
 
-def _write_layers(run: Run, plan: LayerPlan, ffn: list[float], attention: list[float], *, num_groups: int) -> None:
+def _write_layers(run: Run, plan: LayerPlan, ffn: list[float], attention: list[float], *, num_experts: int) -> None:
     from sprachbund.report import read_layers, write_layers_svg
 
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["layer", "ffn_norm", "attention_norm", "normalised", "chosen", "experts"])
     for layer, values in enumerate(zip(ffn, attention, normalised(ffn), strict=True)):
-        own = plan.experts[layer] if plan.experts and layer in plan.experts else range(num_groups)
+        own = plan.experts[layer] if plan.experts and layer in plan.experts else range(num_experts)
         experts = len(set(own)) if layer in plan.layers else 0
         rows.writerow([layer, *(f"{value:.6g}" for value in values), int(layer in plan.layers), experts])
     write_text(run.path("layers.csv"), table.getvalue())

@@ -22,6 +22,7 @@ from sprachbund.recipe_file import dump_recipe
 from sprachbund.report import write_report
 from sprachbund.run.data import Corpora, read_test_text
 from sprachbund.run.directory import Run, read_json
+from sprachbund.run.learning import by_group
 from sprachbund.run.probing import DenseBase
 
 
@@ -103,19 +104,11 @@ def _score_all(
             routing=routing,
             group=own[tag],
         )
-        if found.routed and len(found.routed) > len(grouping.groups):
-            found.routed = _by_group(found.routed, own, assignment)
+        if found.routed:
+            found.routed = by_group(found.routed, own, assignment)
         scores[tag] = found
         advance(1, f"{routing or 'dense'} {tag}")
     return scores
-
-
-def _by_group(routed: Sequence[float], own: Mapping[str, int], assignment: Mapping[str, int]) -> list[float]:
-    """Return shares per group of the grouping, from shares per group of a model whose groups are languages."""
-    shares = [0.0] * len(set(assignment.values()))
-    for tag, number in own.items():
-        shares[assignment[tag]] += routed[number]
-    return shares
 
 
 def _facts(run: Run) -> dict[str, Any]:
@@ -141,6 +134,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "burn_in": recipe.evaluate.burn_in,
         "window": recipe.evaluate.window or recipe.train.block_size,
         "device": str(device()),
+        "experts": recipe.experts.model_dump(include={"kind", "by", "rows"}),
         "moe_layers": results.get("layers", {}).get("layers", []),
     }
 
