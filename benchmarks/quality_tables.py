@@ -189,7 +189,8 @@ def pages() -> dict[str, str]:
         if (RESULTS / f"quality-{name}.json").is_file():
             lines += section(name, read(f"quality-{name}"), files)
     files["comparison.md"] = "\n".join(lines).rstrip() + "\n"
-    files["experiments.md"] = experiments()
+    if (RESULTS / "experiments.json").is_file():
+        files["experiments.md"] = experiments()
     return files
 
 

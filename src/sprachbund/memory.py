@@ -1,8 +1,10 @@
 """The memory of this process: how much it has used at most, and keeping what it frees."""
 
 import ctypes
+import gc
 import resource
 import sys
+from contextlib import suppress
 from functools import cache
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of glibc's mallopt(3)
@@ -13,6 +15,13 @@ def peak_memory_mb() -> float:
     """Return the peak resident memory of this process so far, in MB (10^6 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def return_freed_memory() -> None:
+    """Give what this process has freed back to the system, where there is a way to: what is then resident is in use."""
+    gc.collect()
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @cache

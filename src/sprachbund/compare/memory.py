@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
-from sprachbund.memory import peak_memory_mb
+from sprachbund.memory import peak_memory_mb, return_freed_memory
 
 
 def reset_peak() -> None:
     """Start to measure anew; where the system cannot (it is Linux's to), the peak stays that of the process."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    return_freed_memory()  # of earlier jobs, kept for speed
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 

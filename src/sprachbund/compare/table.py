@@ -147,10 +147,16 @@ def _row(result: Mapping[str, Any], name: str, routing: str, against: str) -> li
         short(method["parameters"]["total"]),
         short(method["parameters"]["active"]),
         f"{method['flops']:.2e}",
-        f"{fmean(run['seconds'] for run in runs):.0f}",
-        f"{fmean(run['tokens_per_second'] for run in runs):,.0f}",
-        f"{max(run['peak_memory_mb'] for run in runs):,.0f}",
+        *(_clocked(runs, key) for key in ("seconds", "tokens_per_second", "peak_memory_mb")),
     ]
+
+
+def _clocked(runs: Sequence[Mapping[str, Any]], key: str) -> str:
+    """Return what was measured of the machine, the mean over seeds; of memory the most. Null where it was busy."""
+    values = [run[key] for run in runs]
+    if None in values:
+        return "-"
+    return f"{max(values) if key == 'peak_memory_mb' else fmean(values):,.0f}"
 
 
 def spread(values: Sequence[float], *, digits: int) -> str:
