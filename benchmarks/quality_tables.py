@@ -68,7 +68,8 @@ def percent(values: Sequence[float]) -> str:
 def measured(content: Mapping[str, Any]) -> str:
     """Return where and when a comparison was made."""
     packages = ", ".join(f"{name} {version}" for name, version in content["packages"].items() if name != "sprachbund")
-    return f"Measured {content['date']} on {content['hardware']} ({packages})."
+    said = f"Measured {content['date']} on {content['hardware']} ({packages}), commit {content['commit']}."
+    return f"{said} {content['note']}" if content.get("note") else said
 
 
 def bars(content: Mapping[str, Any]) -> list[str]:

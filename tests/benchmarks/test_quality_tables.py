@@ -12,7 +12,13 @@ from comparisons import TAGS, comparison, dense, entry, even
 from modules import BENCHMARKS, benchmark
 
 DOCS = BENCHMARKS.parent / "docs"
-WHERE = {"date": "2026-01-01", "hardware": "2 cores", "packages": {"sprachbund": "0", "torch": "2"}, "bars": []}
+WHERE = {
+    "date": "2026-01-01",
+    "commit": "abc",
+    "hardware": "2 cores",
+    "packages": {"sprachbund": "0", "torch": "2"},
+    "bars": [],
+}
 Write = Callable[..., None]
 
 
