@@ -68,7 +68,7 @@ def test_a_comparison_has_its_table_its_figure_and_its_bars(tables: ModuleType, 
     page = pages["comparison.md"]
     assert "| default against dense | -0.25, -0.2 | -0.22 | **no** |" in page
     assert "](comparison-bible-18.svg)" in page
-    assert "Measured 2026-01-01 on 2 cores (torch 2)." in page
+    assert "Measured 2026-01-01 on 2 cores (torch 2), commit abc." in page
     assert "-25.0%" in page
     ElementTree.fromstring(pages["comparison-bible-18.svg"].encode())
 
