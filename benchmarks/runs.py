@@ -1,4 +1,4 @@
-"""Whole runs as a user starts them, over seeds and presets: the shared part of demo.py and bible.py.
+"""Whole runs as a user starts them, over seeds and presets: the shared part of demo.py and others.
 
 Each run is a process of its own. Presets after the first start from a copy of the first one's directory, so that base
 and probe are trained once per seed; what differs is computed anew (`--update`).
