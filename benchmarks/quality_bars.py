@@ -122,6 +122,11 @@ def bible_bars(result: Result) -> list[dict[str, Any]]:
         ("half the experts' width: share of the gain lost", lambda: lost_gain(result, "half", "shared-6"), 0.20),
         ("a quarter of the width: share of the gain lost", lambda: lost_gain(result, "quarter", "shared-6"), 0.45),
         (
+            "experts trained by group, `top_k`: our groups against random ones",
+            lambda: changes(result, "shared-6", "shared-6-random", routing="top_k", rival_routing="top_k"),
+            -0.08,
+        ),
+        (
             "native, `top_k`: our groups against random ones",
             lambda: changes(result, "native", "native-random", routing="top_k", rival_routing="top_k"),
             -0.08,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sprachbund.modeling import count_parameters, is_dmoe
+from sprachbund.modeling import ParameterCounts, count_parameters, is_dmoe
 from sprachbund.modeling.model import mixture_layers
 from sprachbund.training.stages import TrainingPlan
 
@@ -37,6 +37,13 @@ def matmul_parameters(model: Any, *, routing: str | None = "group") -> int:
             further = min(model.config.num_experts_per_tok, num_experts) - 1
             used += further * (bank // num_experts) + moe.gate.weight.numel()
     return int(used)
+
+
+def parameters_used(model: Any, *, routing: str | None) -> ParameterCounts:
+    """Return a model's parameters, all and those that one token uses under a routing: `top_k` uses several experts."""
+    counts = count_parameters(model)
+    further = matmul_parameters(model, routing=routing) - matmul_parameters(model)
+    return ParameterCounts(counts.total, counts.active + further)
 
 
 def flops_per_token(model: Any, *, routing: str | None, context: int) -> float:

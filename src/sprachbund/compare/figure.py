@@ -17,7 +17,7 @@ from sprachbund.report.drawing import DENSE, FAINT, INK, OURS, Picture, one_line
 
 KEY_COLUMNS = 6
 NUMBER_WIDTH, NUMBER_HEIGHT = 0.035, 0.03  # of an axis, what a number takes
-PANELS = (("total parameters", "parameters"), ("FLOPs per token, its group known", "flops"))
+PANELS = (("total parameters", "parameters"), ("FLOPs per token", "flops"))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sprachbund.evaluation import LanguageScores, TestText, score_language
 from sprachbund.evaluation.metrics import ROUTINGS
-from sprachbund.modeling import ParameterCounts, count_parameters, is_dmoe
+from sprachbund.modeling import ParameterCounts, is_dmoe
 from sprachbund.modeling.base import device, load_model
 from sprachbund.run import learning
 from sprachbund.training.stages import TrainingPlan, plan_training
@@ -59,9 +59,9 @@ class Scorer(Protocol):
     """A trained system, loaded: how well it predicts a language.
 
     Attributes:
-        parameters: all, and those that one token uses whose group is known.
+        parameters: all, and those that one token uses: under `top_k` where that is the headline, else its group known.
         routings: what `score` can be asked for, e.g. ("group", "prefix", "top_k"); of a dense model ("dense",).
-        flops_per_token: floating-point operations to predict one token whose group is known.
+        flops_per_token: floating-point operations to predict one token, likewise.
     """
 
     parameters: ParameterCounts
@@ -93,14 +93,15 @@ class ModelScorer:
     """Scores one model, dense or mixture."""
 
     def __init__(self, model: Any, job: Job) -> None:
-        from sprachbund.compare.cost import flops_per_token
+        from sprachbund.compare.cost import flops_per_token, parameters_used
 
         self.model, self.job = model, job
-        self.parameters = count_parameters(model)
+        used = "top_k" if is_dmoe(model) and job.method.keys.routing == "top_k" else "group"
+        self.parameters = parameters_used(model, routing=used)
         self.routings: tuple[str, ...] = (DENSE,)
         if is_dmoe(model):  # with one group there is nothing to route
             self.routings = ROUTINGS if model.config.num_groups > 1 else ("group",)
-        self.flops_per_token = flops_per_token(model, routing="group", context=job.run.recipe.train.block_size)
+        self.flops_per_token = flops_per_token(model, routing=used, context=job.run.recipe.train.block_size)
 
     def score(self, routing: str, tag: str, text: TestText) -> LanguageScores:
         """Return the scores of one language."""
