@@ -25,8 +25,8 @@ learned router. Rows where a method loses are in the table like the others.
 """
 # Said of measurements that are older than a change of a default; goes when they are repeated.
 EARLIER = (
-    "Measured when `default` was still one full-width expert for each group, with groups by the paper's seeded greedy (now "
-    "`objective: greedy`, `method: greedy-seeded`) and a warm-up of 3%; `paper` has not changed."
+    "Measured when `default` was still one full-width expert for each group, with groups by the paper's seeded greedy "
+    "(now `objective: greedy`, `method: greedy-seeded`) and a warm-up of 3%; `paper` has not changed."
 )
 
 
