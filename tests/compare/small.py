@@ -66,7 +66,7 @@ def make_job(recipe: Path, folder: Path, *, overrides: tuple[str, ...] = (), **m
     pipeline = prepared(recipe)
     run = open_run(load_recipe(recipe, overrides=list(overrides)), folder)
     return Job(
-        method=SimpleNamespace(**method),  # type: ignore[arg-type]
+        method=SimpleNamespace(keys=SimpleNamespace(routing=None), **method),  # type: ignore[arg-type]
         run=run,
         base=pipeline.base,
         packed=pipeline.packed,
