@@ -26,6 +26,8 @@ RECIPE` trains every method from the same base, with the same tokenizer, on the 
 
 - **Learning rates.** Every method is trained at every rate of the grid under the first seed, and the dev split chooses;
   where the best is at an edge, the grid grows. Rates are not shared: a method is judged at its own best one.
+- **Optimiser.** All methods have the warm-up, clipping and schedule of our presets, but `paper`, which keeps the
+  paper's: its place is that of the recipe as published.
 - **Seeds.** At its best rate every method is trained under all seeds (some of the many variants under fewer). Changes
   are between runs of one seed, then averaged.
 - **Test.** The test split is scored at the end, once, for the rates that were chosen.

@@ -19,7 +19,7 @@ One YAML file describes a whole run. It is checked before anything is loaded; un
 changes one value on the command line. This page is generated from the code.
 
 Where a default comes from: [paper] is DMoE (Li et al., Findings of ACL 2025) and its released code, [ours] is where we
-differ from it; [results.md](results.md) measures the two as a whole. A preset gives the starting values of some parts;
+differ from it; [comparison.md](comparison.md) has them side by side. A preset gives the starting values of some parts;
 what the recipe says goes over it.
 """
 

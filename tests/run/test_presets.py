@@ -35,6 +35,8 @@ def test_the_default_gives_each_language_an_expert_and_each_group_rows(
     for language in metrics["languages"].values():
         assert len(language["router_share"]["prefix"]) == 2
         assert sum(language["router_share"]["prefix"]) == pytest.approx(1)
+        for routing, accuracy in language["router_accuracy"].items():  # of the group, though languages are told apart
+            assert accuracy == pytest.approx(language["router_share"][routing][language["group"]])
     lines = [json.loads(line) for line in (out / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     tokens = [line["tokens"] for line in lines if line["event"] == "tokens"][-1]
     groups = json.loads((out / "groups.json").read_text(encoding="utf-8"))

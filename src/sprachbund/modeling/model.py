@@ -94,7 +94,7 @@ class _Ours:
         return True
 
 
-class _DmoeLayer:
+class RoutedLayer:
     """A decoder layer that hands the routing to its mixture.
 
     The routing is put among the arguments in `__call__`: gradient checkpointing keeps a layer's arguments and nothing
@@ -288,7 +288,7 @@ def causal_lm_class(model_type: str) -> Any:
     family = family_of(model_type)
     dense_lm, dense_model = family.dense_causal_lm_class, family.dense_model_class
     dense_layer = _layer_class(family, dense_model)
-    layer = _subclass(f"Dmoe{dense_layer.__name__}", _DmoeLayer, dense_layer, {})
+    layer = _subclass(f"Dmoe{dense_layer.__name__}", RoutedLayer, dense_layer, {})
     shared = {
         "config_class": config_class(model_type),
         "_no_split_modules": [layer.__name__],

@@ -26,7 +26,7 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLayer
 from sprachbund.errors import InputError, nearest
 from sprachbund.modeling.experts import GroupExperts
 from sprachbund.modeling.ffn_weights import FfnShape
-from sprachbund.modeling.model import _DmoeLayer
+from sprachbund.modeling.model import RoutedLayer
 from sprachbund.modeling.products import gather_rows
 from sprachbund.modeling.routing import RoutingContext, current_routing, dispatch, routed
 
@@ -88,7 +88,7 @@ class _BankOutput(XLMRobertaOutput):  # type: ignore[misc]
         return gather_rows(adapted, plan.inverse, plan.order).view(hidden_BtD.shape)
 
 
-class _BankLayer(_DmoeLayer, XLMRobertaLayer):  # type: ignore[misc]
+class _BankLayer(RoutedLayer, XLMRobertaLayer):  # type: ignore[misc]
     """An encoder layer that knows the languages of its sequences."""
 
 

@@ -1,7 +1,7 @@
 """The recipe: everything a run needs, validated before anything is loaded.
 
 Every default names its source: [paper] is DMoE (Li et al., Findings of ACL 2025, and its released code),
-[ours] is where we differ from it; docs/results.md measures the two as a whole. Unknown keys are errors.
+[ours] is where we differ from it; docs/comparison.md has them side by side. Unknown keys are errors.
 """
 
 from sprachbund.recipe.compare import Compare

@@ -80,7 +80,9 @@ class Train(Part):
     cosine: Literal["run", "stage"] = Field(
         "run", description="one cosine over the whole run, or one per stage [paper: stage]"
     )
-    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps with rising learning rate [paper: 0.03]")
+    warmup: float = Field(
+        0.03, ge=0, lt=1, description="share of the steps with rising learning rate [ours: 0.1] [paper: 0.03]"
+    )
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay [paper: 0 in effect]")
     beta2: float = Field(0.95, gt=0, lt=1, description="second AdamW coefficient [paper: 0.999]")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping [paper: 0.3]")

@@ -106,6 +106,8 @@ def _score_all(
         )
         if found.routed:
             found.routed = by_group(found.routed, own, assignment)
+            # right is the group of the grouping, also where the model's groups are languages
+            found.right = found.routed[assignment[tag]] * found.positions
         scores[tag] = found
         advance(1, f"{routing or 'dense'} {tag}")
     return scores
