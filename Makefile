@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench-quality clean
+.PHONY: demo test check bench-quality bench-survey clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,10 @@ check: $(VENV)/installed  ## style and types
 
 bench-quality: $(VENV)/installed  ## the methods side by side; stop it at any time, the same command continues
 	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/quality_tables.py
+
+bench-survey: bench-quality  ## what else was tried with the 18 languages, one seed each
+	$(BIN)/python benchmarks/quality.py survey
 	$(BIN)/python benchmarks/quality_tables.py
 
 clean:

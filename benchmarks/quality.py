@@ -1,7 +1,8 @@
 """The comparisons: every method from one base on the same tokens, with the bars that they must reach.
 
-python benchmarks/quality.py [bible-18] [unequal] [curse] [--out FOLDER] [--workers N]: `sprachbund compare` on the
-examples (null: all three), resumable: what is done is not done again. Writes benchmarks/results/quality-NAME.json, from
+python benchmarks/quality.py [bible-18] [unequal] [curse] [survey] [--out FOLDER] [--workers N]: `sprachbund compare` on
+the examples (none: the first three), resumable: what is done is not done again. `bible-18` is its methods of all seeds,
+`survey` the others too, those of one seed. Writes benchmarks/results/quality-NAME.json, from
 which benchmarks/quality_tables.py makes docs/comparison.md. Needs the corpus in ../shared/corpora/bible-nt beside the
 clone.
 """
@@ -21,7 +22,8 @@ from sprachbund.recipe import Recipe
 from sprachbund.recipe_file import load_recipe
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = {"bible-18": "bible-18", "unequal": "bible-18-unequal", "curse": "curse"}
+EXAMPLES = {"bible-18": "bible-18", "unequal": "bible-18-unequal", "curse": "curse", "survey": "bible-18"}
+SURVEY = "survey"
 
 
 def tiers(recipe: Recipe) -> dict[str, list[str]]:
@@ -33,6 +35,13 @@ def tiers(recipe: Recipe) -> dict[str, list[str]]:
         ]
         for share in shares
     }
+
+
+def of_all_seeds(recipe: Recipe) -> list[str]:
+    """Return the names of a comparison's methods that are trained under every seed."""
+    given = recipe.compare.methods if recipe.compare is not None else []
+    named = [next(iter(one.items())) if isinstance(one, dict) else (one, {}) for one in given]
+    return [name for name, keys in named if "seeds" not in keys]
 
 
 def compare(recipe: Path, folder: Path, arguments: list[str]) -> float:
@@ -68,7 +77,7 @@ def write(name: str, content: dict[str, Any]) -> None:
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(EXAMPLES)}; none: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(EXAMPLES)}; none: all but {SURVEY}")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/quality", help="folder of the comparisons")
     parser.add_argument("--workers", type=int, help="trainings at a time; none: as the command decides")
     given = parser.parse_args()
@@ -77,12 +86,15 @@ def main() -> None:
     if not (ROOT / "../shared/corpora/bible-nt").is_dir():
         raise SystemExit("skipped: ../shared/corpora/bible-nt is not beside this clone")
     arguments = [] if given.workers is None else ["--workers", str(given.workers)]
-    for name in given.names or EXAMPLES:
-        path, folder = ROOT / f"examples/{EXAMPLES[name]}.yaml", given.out / name
-        seconds = compare(path, folder, arguments)
+    for name in given.names or [name for name in EXAMPLES if name != SURVEY]:
+        path = ROOT / f"examples/{EXAMPLES[name]}.yaml"
+        recipe, what = load_recipe(path), "bible-18" if name == SURVEY else name
+        folder = given.out / what
+        only = ["--methods", ",".join(of_all_seeds(recipe))] if name == "bible-18" else []
+        seconds = compare(path, folder, [*only, *arguments])
         result = json.loads((folder / f"{'curse' if name == 'curse' else 'compare'}.json").read_text())
         print(f"{name}: {seconds:.0f} s")
-        write(name, evaluated(name, load_recipe(path), result))
+        write(what, evaluated(what, recipe, result))
 
 
 if __name__ == "__main__":
