@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sprachbund.errors import DivergedError
+from sprachbund.modeling.language_path import num_group_ids
 from sprachbund.modeling.tables import expert_tables, group_credit
 
 LOGITS_AT_ONCE = 1 << 29  # logits of one forward pass, where one window has fewer: 2 GB in float32
@@ -185,26 +186,36 @@ def _forward(model: Any, ids_BT: Tensor, *, routing: str | None, group: int | No
 
 def _count_routes(scores: LanguageScores, outputs: Any, group: int, config: Any) -> None:
     """Add the groups that positions went to; under top_k the mean over layers of each layer's first choice."""
+    how_many = num_group_ids(config)
     if outputs.group_ids is not None:
-        counts_MG = [torch.bincount(outputs.group_ids.flatten(), minlength=config.num_groups).tolist()]
+        counts_MG = [torch.bincount(outputs.group_ids.flatten(), minlength=how_many).tolist()]
     else:
-        counts_MG = _first_choices(outputs.router_logits, group, config)
+        counts_MG = _first_choices(outputs, group, config)
     if not scores.routed:
-        scores.routed = [0.0] * config.num_groups
+        scores.routed = [0.0] * how_many
     for counts_G in counts_MG:
         scores.routed = [old + new / len(counts_MG) for old, new in zip(scores.routed, counts_G, strict=True)]
         scores.right += counts_G[group] / len(counts_MG)
 
 
-def _first_choices(router_logits: Sequence[Tensor], group: int, config: Any) -> list[list[float]]:
-    """Return (M, G) numbers of positions per group; an expert is its group, or counts for those that share it."""
+def _first_choices(outputs: Any, group: int, config: Any) -> list[list[float]]:
+    """Return (M, G) numbers of positions per group; an expert is its group, or counts for those that share it.
+
+    Positions on the path of a language count for the path, whichever experts the routers would have chosen there.
+    """
     tables_MG = expert_tables(config)
+    paths_BT = outputs.path_ids
+    own = [0.0] * (num_group_ids(config) - config.num_groups)
+    if paths_BT is not None:
+        own = torch.bincount(paths_BT[paths_BT >= 0], minlength=len(own)).tolist()
     counts_MG = []
-    for layer, logits_BTE in enumerate(router_logits):
-        counts_E = torch.bincount(logits_BTE.argmax(-1).flatten(), minlength=logits_BTE.shape[-1])
+    for layer, logits_BTE in enumerate(outputs.router_logits):
+        chosen = logits_BTE.argmax(-1)
+        chosen = chosen.flatten() if paths_BT is None else chosen[paths_BT < 0]
+        counts_E = torch.bincount(chosen, minlength=logits_BTE.shape[-1])
         if tables_MG is None:
-            counts_MG.append(counts_E.tolist())
+            counts_MG.append([*counts_E.tolist(), *own])
         else:
-            credit_EG = group_credit(tables_MG[layer], group=group)
-            counts_MG.append((counts_E.double().cpu() @ credit_EG).tolist())
+            credit_EG = group_credit(tables_MG[layer], group=group if group < config.num_groups else 0)
+            counts_MG.append([*(counts_E.double().cpu() @ credit_EG).tolist(), *own])
     return counts_MG

@@ -10,6 +10,7 @@ from transformers import AutoConfig
 from sprachbund.modeling.ffn import FAMILIES, family_of
 
 ROUTINGS = ("group", "prefix", "top_k")
+PATH_GATES = ("counts", "mixture", "off")
 
 # Name -> type and default. Flat fields: a wrapper with a configuration inside would change the names of parameters.
 _FIELDS: dict[str, tuple[Any, Any]] = {
@@ -29,6 +30,13 @@ _FIELDS: dict[str, tuple[Any, Any]] = {
     "row_of_group": (list[int], field(default_factory=list)),
     "router_gradient": (str, "detach"),
     "routing": (str, "prefix"),
+    # languages that came later, each with a path of its own: the fields of language_path.PathSpec
+    "language_paths": (list[dict[str, Any]], field(default_factory=list)),
+    # how text that nothing is said about finds a path: path_gate.py
+    "path_gate": (str, "mixture"),
+    "path_advantage": (float, 5.0),  # nats by which a path must be ahead under `counts`
+    "path_prior": (float, 1e-3),  # of each path under `mixture`
+    "path_commit": (float, 1e-6),  # a side of the mixture that is less likely than that is dropped
 }
 # What the dense configuration must not take over from a mixture's.
 OWN_FIELDS = (*_FIELDS, "auto_map", "architectures", "model_type", "transformers_version")

@@ -238,6 +238,8 @@ class GroupMoe(nn.Module):
             output_ND = self._of_groups(read_ND, routing.plan)
         else:
             logits_NE, weights_NK, index_NK = self.gate(rows_ND)
+            if routing.pinned is not None:
+                weights_NK, index_NK = self._pinned(routing.pinned, weights_NK, index_NK)
             output_ND = self._of_choice(read_ND, index_NK, weights_NK)
         if logits_NE is not None:
             routing.collect(logits_NE.view(*hidden_states.shape[:-1], -1))
@@ -245,6 +247,15 @@ class GroupMoe(nn.Module):
         if dense is not None:
             return dense + output  # type: ignore[no-any-return]
         return output if residual is None else residual + output
+
+    def _pinned(self, pinned: tuple[Tensor, Tensor], weights_NK: Tensor, index_NK: Tensor) -> tuple[Tensor, Tensor]:
+        """Give rows, (n,), of known groups, (n,), the expert of their group whatever the router chose."""
+        rows_n, groups_n = pinned
+        if self.language_experts is None and self.expert_of_group is not None:
+            groups_n = torch.tensor(self.expert_of_group, device=groups_n.device)[groups_n]
+        index_NK = index_NK.index_copy(0, rows_n, groups_n.unsqueeze(1).expand(-1, index_NK.shape[1]))
+        one_K = F.one_hot(groups_n.new_zeros(()), index_NK.shape[1]).to(weights_NK.dtype)
+        return weights_NK.index_copy(0, rows_n, one_K.expand(len(rows_n), -1)), index_NK
 
     def _of_groups(self, rows_ND: Tensor, plan: Dispatch) -> Tensor:
         """Apply the experts to rows in the order of the plan, and bring the results back into their own."""
@@ -335,6 +346,15 @@ def _activation(family: Family, dense_ffn: nn.Module, *, kind: str) -> Any:
     if family.trained_activation and kind == "shared":  # weights that are trained apart from the FFN's
         return copy.deepcopy(getattr(dense_ffn, name))
     return ACT2FN[name.removeprefix("=")] if name.startswith("=") else getattr(dense_ffn, name)
+
+
+def activation_of(family: Family, ffn: nn.Module) -> Any:
+    """Return the activation function for an expert that is added beside a layer's FFN, dense or a mixture."""
+    if not isinstance(ffn, GroupMoe):
+        return _activation(family, ffn, kind="shared")
+    if ffn.shared_expert is not None:
+        return _activation(family, ffn.shared_expert, kind="shared")
+    return copy.deepcopy(ffn.experts.act_fn)
 
 
 def _dropout(family: Family, config: Any) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sprachbund.errors import InputError
 from sprachbund.languages import canonical
+from sprachbund.modeling.language_path import all_groups
 
 
 def group_of_language(config: Any, language: str) -> int:
@@ -16,20 +17,21 @@ def group_of_language(config: Any, language: str) -> int:
 
     Raises InputError for a language that the model does not know, with the nearest that it does.
     """
-    if language in config.groups:
-        return int(config.groups[language])
+    groups = all_groups(config)
+    if language in groups:
+        return groups[language]
     try:
         tag = canonical(language)
     except InputError:
         tag = language
-    if tag in config.groups:
-        return int(config.groups[tag])
-    if not config.groups:
+    if tag in groups:
+        return groups[tag]
+    if not groups:
         raise InputError(f"language = {language!r}: this model's groups have no languages; give group_ids")
-    code = {tag: tag.split("_")[0] for tag in config.groups}  # most tags share their script, which must not count
+    code = {tag: tag.split("_")[0] for tag in groups}  # most tags share their script, which must not count
     close = get_close_matches(tag.split("_")[0], code.values(), n=3)
     near = " or ".join(repr(known) for known in code if code[known] in close)
-    known = ", ".join(list(config.groups)[:12]) + (", ..." if len(config.groups) > 12 else "")
+    known = ", ".join(list(groups)[:12]) + (", ..." if len(groups) > 12 else "")
     raise InputError(
         f"language = {language!r} is none of this model's{f', did you mean {near}?' if near else f'; it knows {known}'}"
     )

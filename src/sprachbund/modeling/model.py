@@ -12,28 +12,35 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from sprachbund.modeling.cache import keep_scores, scores_so_far
 from sprachbund.modeling.config import (
-    ROUTINGS,
     causal_lm_name,
     class_prefix,
     config_class,
     on_first_config,
     register_configs,
 )
+from sprachbund.modeling.decision import GroupDecision
 from sprachbund.modeling.experts import GroupExperts, GroupMoe, build_moe
 from sprachbund.modeling.ffn import FAMILIES, Family, family_of
 from sprachbund.modeling.gate import LanguageGate
 from sprachbund.modeling.generation import DmoeGeneration
+from sprachbund.modeling.language_path import (
+    LanguagePath,
+    LowRank,
+    PathSpec,
+    hook_head,
+    hook_inner,
+    path_specs,
+)
 from sprachbund.modeling.remote import write_remote_code
 from sprachbund.modeling.router import GroupRouter
-from sprachbund.modeling.routing import RoutingContext, current_routing, dispatch, routed
+from sprachbund.modeling.routing import RoutingContext, current_routing, routed
 from sprachbund.modeling.rows import KeyedEmbedding, KeyedHead, add_rows
 
 
@@ -41,11 +48,13 @@ from sprachbund.modeling.rows import KeyedEmbedding, KeyedHead, add_rows
 class DmoeOutput(CausalLMOutputWithPast):  # type: ignore[misc]
     """The output of a causal model, and `router_logits`, a tuple with one (B, T, E) per mixture layer, for
     its own number of experts E, and `group_ids`, (B, T): the groups that `group` or `prefix` routing used, None under
-    `top_k`.
+    `top_k`. `path_ids`, (B, T), are the languages' paths that were taken under any routing, -1 for none (None where the
+    model has none).
     """
 
     router_logits: tuple[Tensor, ...] | None = None
     group_ids: Tensor | None = None
+    path_ids: Tensor | None = None
 
 
 _OUTPUTS = tuple(CausalLMOutputWithPast.__dataclass_fields__)
@@ -65,6 +74,9 @@ def _init_weights(model: Any, module: nn.Module) -> bool:
                 init.normal_(parameter, mean=0.0, std=std)
     elif isinstance(module, LanguageGate):
         init.zeros_(module.log_prob)
+    elif isinstance(module, LowRank):
+        init.normal_(module.a, std=module.a.shape[1] ** -0.5)
+        init.zeros_(module.b)
     else:
         if isinstance(module, KeyedEmbedding | KeyedHead):
             init.zeros_(module.delta)
@@ -109,7 +121,7 @@ class RoutedLayer:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 
-class _DmoeModel(_Ours):
+class _DmoeModel(GroupDecision, _Ours):
     """The inner model: decides the groups once, before layer 0."""
 
     layer_class: Any
@@ -131,71 +143,21 @@ class _DmoeModel(_Ours):
         self.language_gate = LanguageGate(
             config.vocab_size, [config.groups[tag] for tag in config.languages], config.num_groups
         )
+        for spec in path_specs(config):
+            add_language_path(self, config, spec)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the dense family's forward with the routing decided; see the causal model for the arguments."""
         kwargs.update(zip(self.argument_names, args, strict=False))
         context = current_routing()
-        asked = {name: kwargs.pop(name, None) for name in ("routing", "group_ids", "token_mask")}
+        asked = {name: kwargs.pop(name, None) for name in ("routing", "group_ids", "token_mask", "path_gate")}
         if context is None or context.decided:
-            context = RoutingContext(asked["routing"], asked["group_ids"], asked["token_mask"])
-        self._decide(context, kwargs)
+            context = RoutingContext(
+                asked["routing"], asked["group_ids"], asked["token_mask"], path_gate=asked["path_gate"]
+            )
+        self.decide(context, kwargs)
         with routed(context):
             return super().forward(**kwargs)  # type: ignore[misc]
-
-    def _decide(self, context: RoutingContext, arguments: dict[str, Any]) -> None:
-        """Fill in the groups of every position, unless the routers choose."""
-        config: Any = self.config  # type: ignore[attr-defined]
-        context.decided = True
-        routing = context.routing or ("group" if context.given is not None else config.routing)
-        if routing not in ROUTINGS:
-            raise ValueError(f"routing = {routing!r} is unknown; one of {', '.join(ROUTINGS)}")
-        if routing == "top_k" and not config.row_of_group:
-            return
-        tokens: Any = arguments.get("input_ids")
-        shape = tuple(arguments["inputs_embeds"].shape[:2] if tokens is None else tokens.shape)
-        if routing == "group" or (routing == "top_k" and context.given is not None):
-            ids_BT = self._given_groups(context.given, shape)
-        else:
-            ids_BT = self._prefix_groups(tokens, context.token_mask, arguments)
-        plan = dispatch(ids_BT.flatten(), config.num_groups)
-        if config.row_of_group:  # rows are chosen before layer 0, where no router has decided anything
-            context.row_plan = plan
-            context.table_ids = torch.tensor(config.row_of_group, device=ids_BT.device)[ids_BT]
-        if routing != "top_k":
-            context.group_ids, context.plan = ids_BT, plan
-
-    def _given_groups(self, group_ids: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-        if group_ids is None:
-            raise ValueError("routing = 'group' needs group_ids, (B,) or (B, T)")
-        ids = group_ids.unsqueeze(1) if group_ids.dim() == 1 else group_ids
-        if ids.dim() != 2 or ids.shape[0] != shape[0] or ids.shape[1] not in (1, shape[1]):
-            raise ValueError(f"group_ids has shape {tuple(group_ids.shape)}; the batch needs {shape[:1]} or {shape}")
-        if ids.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"group_ids is {ids.dtype}; it must hold whole numbers (torch.int64)")
-        num_groups = self.config.num_groups  # type: ignore[attr-defined]
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < num_groups:
-            raise ValueError(f"group_ids must lie in 0..{num_groups - 1}; found {int(ids.min())}..{int(ids.max())}")
-        return ids.expand(shape)
-
-    def _prefix_groups(self, input_ids: Tensor | None, token_mask: Any, arguments: dict[str, Any]) -> Tensor:
-        """Decide by the tokens so far, whose scores are kept on the key-value cache."""
-        if input_ids is None:
-            raise ValueError("routing = 'prefix' reads tokens: give input_ids, or group_ids with routing = 'group'")
-        if not self.language_gate.groups:
-            raise ValueError("routing = 'prefix' needs languages, and this model's groups have none; give group_ids")
-        use_cache = arguments.get("use_cache")
-        cache = arguments.get("past_key_values")
-        if cache is None and (self.config.use_cache if use_cache is None else use_cache):  # type: ignore[attr-defined]
-            cache = arguments["past_key_values"] = DynamicCache(config=self.config)  # type: ignore[attr-defined]
-        mask: Any = arguments.get("attention_mask") if token_mask is None else token_mask
-        plain = isinstance(mask, Tensor) and mask.dim() == 2
-        ids_BT, scores_BTL = self.language_gate(
-            input_ids, mask[:, -input_ids.shape[1] :] if plain else None, scores_so_far(cache)
-        )
-        if cache is not None:
-            keep_scores(cache, scores_BTL)
-        return ids_BT  # type: ignore[no-any-return]
 
 
 class _DmoeForCausalLM(DmoeGeneration, _Ours):
@@ -213,6 +175,8 @@ class _DmoeForCausalLM(DmoeGeneration, _Ours):
         inner.become_mixture(config)
         if config.row_of_group:
             add_rows(self, config)
+        if config.language_paths:
+            hook_head(self, config)
         self.post_init()  # type: ignore[attr-defined]
 
     def _check_and_adjust_experts_implementation(self, experts_implementation: str | None) -> str | None:
@@ -228,6 +192,7 @@ class _DmoeForCausalLM(DmoeGeneration, _Ours):
         routing: str | None = None,
         output_router_logits: bool = False,
         token_mask: Tensor | None = None,
+        path_gate: str | None = None,
         **kwargs: Any,
     ) -> DmoeOutput:
         """Run the model with the dense family's arguments and these.
@@ -238,14 +203,20 @@ class _DmoeForCausalLM(DmoeGeneration, _Ours):
         where the attention mask is not of that shape. Raises ValueError for bad group ids.
         """
         return_dict = kwargs.pop("return_dict", None)
-        context = RoutingContext(routing, group_ids, token_mask, output_router_logits)
+        # where a path has more tokens than the vocabulary, the dense family's loss would not know them
+        extended = any(spec.extension for spec in path_specs(self.config))
+        labels = kwargs.pop("labels", None) if extended else None
+        context = RoutingContext(routing, group_ids, token_mask, output_router_logits, path_gate=path_gate)
         with routed(context):
             outputs = super().forward(*args, return_dict=True, **kwargs)  # type: ignore[misc]
         context.close()
+        if labels is not None:
+            outputs["loss"] = F.cross_entropy(outputs.logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten())
         output = DmoeOutput(
             **{name: outputs.get(name) for name in _OUTPUTS},
             router_logits=tuple(context.router_logits) or None,
             group_ids=context.group_ids,
+            path_ids=context.path_ids,
         )
         return output.to_tuple() if return_dict is False else output
 
@@ -323,6 +294,31 @@ def __getattr__(name: str) -> Any:
         if name == causal_lm_name(model_type):
             return causal_lm_class(model_type)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def add_language_path(inner: Any, config: Any, spec: PathSpec) -> LanguagePath:
+    """Give an inner model one more path, whose weights are not started; the configuration stays as it is."""
+    if not hasattr(inner, "language_paths"):
+        inner.language_paths = nn.ModuleList()
+        hook_inner(inner, config)
+    path = LanguagePath(spec, config, inner)
+    inner.language_paths.append(path)
+    return path
+
+
+def add_path(model: Any, spec: PathSpec, *, seed: int = 0) -> LanguagePath:
+    """Give a causal model one more path, in place: its group id is the next one, and it computes what its parent does.
+
+    The token ids, `tokens` (R,), ascending, and the gate's table are the caller's to fill in.
+    """
+    config = model.config
+    if not config.language_paths:
+        hook_head(model, config)
+    path = add_language_path(inner_model(model), config, spec)
+    path.reset(seed=seed)
+    path.to(device=model.device, dtype=model.dtype)
+    config.language_paths = [*config.language_paths, spec.entry()]
+    return path
 
 
 def is_dmoe(model: Any) -> bool:

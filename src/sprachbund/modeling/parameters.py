@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sprachbund.modeling.expand import mixture_config
-from sprachbund.modeling.model import is_dmoe, mixture_layers
+from sprachbund.modeling.model import inner_model, is_dmoe, mixture_layers
 from sprachbund.modeling.rows import keyed_rows
 from sprachbund.modeling.skeleton import skeleton
 
@@ -12,7 +12,8 @@ from sprachbund.modeling.skeleton import skeleton
 @dataclass(frozen=True)
 class ParameterCounts:
     """`total`, each tied tensor once; `active`: used by one token under `group` or `prefix` routing (one expert a
-    layer, the router unused). The gate's table, V x L counts, is a buffer and in neither.
+    layer, the router unused) of a language without a path of its own; a path adds all of its parameters to those. The
+    gate's table, V x L counts, is a buffer and in neither.
     """
 
     total: int
@@ -34,6 +35,8 @@ def count_parameters(model: Any) -> ParameterCounts:
         idle += moe.gate.weight.numel()
     for table in keyed_rows(model):
         idle += table.numel() - table.numel() // len(table)
+    for path in getattr(inner_model(model), "language_paths", ()):
+        idle += sum(parameter.numel() for parameter in path.parameters())
     return ParameterCounts(total, total - idle)
 
 

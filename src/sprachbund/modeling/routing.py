@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,17 @@ def merge_runs(counts: Sequence[int], expert_of_group: Sequence[int]) -> tuple[l
     return [count for count, _ in merged], [expert for _, expert in merged]
 
 
+@dataclass(frozen=True)
+class PathRows:
+    """The positions of one language's path (language_path.py), the `number`-th: their places among the N = B*T, (n,);
+    None where it has all.
+    """
+
+    path: Any
+    number: int
+    index: Tensor | None
+
+
 @dataclass
 class RoutingContext:
     """What was asked of one forward pass, and, once `decided`, what every mixture layer of it needs to know.
@@ -56,6 +68,11 @@ class RoutingContext:
     `row_plan` sorts positions by group and `table_ids`, (B, T), are the tables that they read. Where `wants_logits`,
     layers give their raw router logits, (B, T, E), to `collect`. Recomputation under gradient checkpointing computes
     them again, as it must, but after `close`, so that nothing is collected twice.
+
+    Where the model has languages with paths of their own, `path_gate` says how text that nothing is known about is
+    given to them (path_gate.py), `path_ids`, (B, T), are their numbers, -1 elsewhere, `path_rows` the positions of each
+    that has any, and `tokens`, (B, T), what the embedding is to read. Under top_k, `pinned` are their positions, (n,),
+    and their parents' groups, (n,): no router decides there.
     """
 
     routing: str | None = None
@@ -69,6 +86,11 @@ class RoutingContext:
     table_ids: Tensor | None = None
     router_logits: list[Tensor] = field(default_factory=list)
     closed: bool = False
+    path_gate: str | None = None
+    path_ids: Tensor | None = None
+    path_rows: Sequence[PathRows] = ()
+    tokens: Tensor | None = None
+    pinned: tuple[Tensor, Tensor] | None = None
 
     def collect(self, logits_BTE: Tensor) -> None:
         """Keep a layer's router logits, unless the forward pass is over."""

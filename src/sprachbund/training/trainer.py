@@ -22,6 +22,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from sprachbund.errors import DivergedError
 from sprachbund.memory import keep_freed_memory, peak_memory_mb
 from sprachbund.modeling.base import device
+from sprachbund.modeling.language_path import num_group_ids
 from sprachbund.modeling.model import is_dmoe
 from sprachbund.modeling.tables import expert_tables, group_credit
 from sprachbund.progress import Advance, track
@@ -58,7 +59,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = False  # micro-batches are equal: the mean of their means is the mean
         self.sums: dict[str, float] = defaultdict(float)
         self.num_sums = 0
-        num_groups = self.model.config.num_groups if is_dmoe(self.model) else 1
+        num_groups = num_group_ids(self.model.config) if is_dmoe(self.model) else 1
         self.tokens_LG = torch.zeros(len(group_of_language), num_groups, dtype=torch.float64)
         self.expert_of_group = expert_tables(self.model.config) if is_dmoe(self.model) else None
         self.credits_LEG = [
