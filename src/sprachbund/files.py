@@ -8,6 +8,8 @@ from typing import Any
 
 from sprachbund.errors import InputError
 
+ADAPTATION = "adapt.yaml"  # the settings in a folder of `sprachbund adapt`
+
 
 def read_text(path: Path) -> str:
     """Return the text of a UTF-8 file (a byte-order mark is dropped: spreadsheets add one).
@@ -54,11 +56,15 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def model_of(target: Path) -> Path:
-    """Return the folder of a run's model, or `target` itself where it is no run.
+    """Return the folder of a run's model, or of an adaptation's, or `target` itself where it is neither.
 
     Raises:
         InputError: the run has no model yet.
     """
+    if (target / ADAPTATION).is_file():
+        if not (target / "model/config.json").is_file():
+            raise InputError(f"{target} has no model yet; finish it with the `sprachbund adapt` that began it")
+        return target / "model"
     if not (target / "recipe.yaml").is_file():
         return target
     if not (target / "model/config.json").is_file():

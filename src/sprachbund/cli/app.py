@@ -8,7 +8,7 @@ from typing import NoReturn
 import typer
 
 from sprachbund import __version__
-from sprachbund.cli import compare, compress, expand, export, inspect, make, plan, push, stages
+from sprachbund.cli import adapt, compare, compress, expand, export, inspect, make, plan, push, stages
 from sprachbund.errors import InputError, SprachbundError
 from sprachbund.run.directory import disk_error
 
@@ -42,6 +42,7 @@ VERBS: list[Callable[..., None]] = [
     *(plan.probe, plan.group, plan.layers),
     *(expand.expand, stages.train, stages.evaluate, stages.report),
     compare.compare,
+    adapt.adapt,
     *(inspect.inspect, compress.compress, export.export, push.push),
 ]
 for verb in VERBS:

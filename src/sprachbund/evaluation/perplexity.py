@@ -21,10 +21,10 @@ from torch import Tensor
 
 from sprachbund.errors import DivergedError
 from sprachbund.modeling.language_path import num_group_ids
+from sprachbund.modeling.likelihood import token_nats
 from sprachbund.modeling.tables import expert_tables, group_credit
 
 LOGITS_AT_ONCE = 1 << 29  # logits of one forward pass, where one window has fewer: 2 GB in float32
-FLOATS_AT_ONCE = 1 << 24  # logits turned into probabilities at once
 
 
 @dataclass(frozen=True)
@@ -99,16 +99,6 @@ def windows(num_tokens: int, *, window: int, context: int) -> list[tuple[int, in
     return [(start, min(window, num_tokens - start)) for start in starts]
 
 
-def _nats(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Return -log p(target), (B, T) float32, a few positions at a time: a vocabulary's float32 copies are large."""
-    length = max(FLOATS_AT_ONCE // (logits_BTV.shape[0] * logits_BTV.shape[2]), 1)
-    nats = []
-    for part_BtV, part_Bt in zip(torch.split(logits_BTV, length, 1), torch.split(targets_BT, length, 1), strict=True):
-        losses = F.cross_entropy(part_BtV.flatten(0, 1).float(), part_Bt.flatten(), reduction="none")
-        nats.append(losses.view(part_Bt.shape))
-    return torch.cat(nats, dim=1)
-
-
 def _batches(places: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
     """Yield windows of equal length, at most `size` of them at a time."""
     batch: list[tuple[int, int]] = []
@@ -132,10 +122,12 @@ def score_language(
     routing: str | None = None,
     group: int | None = None,
     prefix: int | None = None,
+    path_gate: str | None = None,
 ) -> LanguageScores:
     """Score a model on a language's text; `routing` None is a dense model, `group` the language's true group.
 
-    `prefix` is a token that a dense model reads in front of every window; the positions that count stay the same.
+    `path_gate` says how text finds the path of a language that came later (`counts`, `mixture`, `off`; None: as the
+    model's configuration says). `prefix` is a token that a dense model reads in front of every window; the positions that count stay the same.
 
     `batch_tokens` is the most that one forward pass reads; fewer where the vocabulary is large, at least one window.
     Raises ValueError where the text is shorter than burn_in + 2 tokens or burn_in is below 1 or fills the window,
@@ -154,10 +146,10 @@ def score_language(
             targets_BT = torch.stack([targets[s : s + n] for s, n in batch]).to(model.device)
             if prefix is not None:
                 ids_BT = F.pad(ids_BT, (1, 0), value=prefix)
-            outputs = _forward(model, ids_BT, routing=routing, group=group, count=context == 0)
+            outputs = _forward(model, ids_BT, routing=routing, group=group, path_gate=path_gate, count=context == 0)
             # a prefix's own prediction is of the window's first token, which is no target
             first = ids_BT.shape[1] - targets_BT.shape[1] + context
-            nats_BT = _nats(outputs.logits[:, first:], targets_BT[:, context:]).double()
+            nats_BT = token_nats(outputs.logits[:, first:], targets_BT[:, context:]).double()
             if context == 0:
                 scores.nats += float(nats_BT.sum())
                 scores.positions += nats_BT.numel()
@@ -174,14 +166,18 @@ def score_language(
     return scores
 
 
-def _forward(model: Any, ids_BT: Tensor, *, routing: str | None, group: int | None, count: bool) -> Any:
+def _forward(
+    model: Any, ids_BT: Tensor, *, routing: str | None, group: int | None, path_gate: str | None, count: bool
+) -> Any:
     if routing is None:
         return model(input_ids=ids_BT, use_cache=False)
     given = None
     if routing == "group" and group is not None:
         given = torch.full((len(ids_BT),), group, device=ids_BT.device)
-    logits = count and routing == "top_k"
-    return model(input_ids=ids_BT, routing=routing, group_ids=given, output_router_logits=logits, use_cache=False)
+    asked = {"routing": routing, "group_ids": given, "output_router_logits": count and routing == "top_k"}
+    if path_gate is not None:
+        asked["path_gate"] = path_gate
+    return model(input_ids=ids_BT, use_cache=False, **asked)
 
 
 def _count_routes(scores: LanguageScores, outputs: Any, group: int, config: Any) -> None:

@@ -4,6 +4,7 @@ Every default names its source: [paper] is DMoE (Li et al., Findings of ACL 2025
 [ours] is where we differ from it; docs/comparison.md has them side by side. Unknown keys are errors.
 """
 
+from sprachbund.recipe.adapt import Adaptation
 from sprachbund.recipe.compare import Compare
 from sprachbund.recipe.part import Part
 from sprachbund.recipe.plan import Groups, GroupSource, Layers, Probe, ProbeSource
@@ -12,6 +13,7 @@ from sprachbund.recipe.training import Dense, Evaluate, Experts, Routing, Stage,
 from sprachbund.recipe.whole import Recipe
 
 __all__ = [
+    "Adaptation",
     "Base",
     "Compare",
     "Dense",

@@ -19,12 +19,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
+
 from sprachbund import __version__
-from sprachbund.errors import InputError, SprachbundError
-from sprachbund.files import write_text
+from sprachbund.errors import InputError, SprachbundError, brief
+from sprachbund.files import ADAPTATION, write_text
 from sprachbund.grouping.greedy import read_groups
 from sprachbund.progress import say
-from sprachbund.recipe import Recipe
+from sprachbund.recipe import Adaptation, Part, Recipe
 from sprachbund.recipe_file import build_recipe, dump_recipe
 
 
@@ -54,25 +56,36 @@ def open_run(recipe: Recipe, folder: Path, *, update: bool = False) -> Run:
     recipe = recipe.model_copy(update={"compare": None})  # no stage reads it: another one changes no result
     if recipe.groups.given is not None:
         read_groups(recipe.groups.given, tags=recipe.tags())
-    file = folder / "recipe.yaml"
-    lock = None
+    lock = open_folder(
+        folder, "recipe.yaml", dump_recipe(recipe), lambda: _check_same(read_run(folder), recipe, folder), update=update
+    )
+    return Run(folder, recipe, lock, update=update)
+
+
+def open_folder(folder: Path, name: str, text: str, check: Callable[[], None], *, update: bool) -> IO[str]:
+    """Open or create a folder of stage results for one process, and write what it is for, `text`, to `name` in it.
+
+    `check` raises InputError where results that are there are of something else; it is not asked with `update`. Returns
+    the lock. Raises InputError for a folder with other things in it, SprachbundError when another process works in it.
+    """
+    file, lock = folder / name, None
     try:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file; give --out a folder")
-        if folder.exists() and not file.exists() and any(not _ours(path) for path in folder.iterdir()):
-            raise InputError(f"{folder} exists and is no run (it has no recipe.yaml); give another --out")
+        if folder.exists() and not file.exists() and any(not _ours(path, name) for path in folder.iterdir()):
+            raise InputError(f"{folder} exists and is no run (it has no {name}); give another --out")
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)
         if file.exists() and not update and _has_results(folder):
-            _check_same(read_run(folder), recipe, folder)
-        write_text(file, dump_recipe(recipe))
+            check()
+        write_text(file, text)
     except BaseException as error:
         if lock is not None:
             lock.close()
         if isinstance(error, OSError):
             raise disk_error(error, folder) from error
         raise
-    return Run(folder, recipe, lock, update=update)
+    return lock
 
 
 def _check_trackers(recipe: Recipe) -> None:
@@ -82,17 +95,17 @@ def _check_trackers(recipe: Recipe) -> None:
             raise InputError(f"train.trackers names {tracker}, which is not installed; pip install {tracker}")
 
 
-def _ours(path: Path) -> bool:
-    """Is this a file that open_run itself leaves when it is killed before the recipe is written?"""
-    return path.name == "lock" or (path.name.startswith(".recipe.yaml.") and path.suffix == ".tmp")
+def _ours(path: Path, name: str) -> bool:
+    """Is this a file that open_folder itself leaves when it is killed before `name` is written?"""
+    return path.name == "lock" or (path.name.startswith(f".{name}.") and path.suffix == ".tmp")
 
 
 def _has_results(folder: Path) -> bool:
     return any(read_json(path).get("done") for path in (folder / "stages").glob("*.json"))
 
 
-def _check_same(before: Recipe, recipe: Recipe, folder: Path) -> None:
-    """Raise InputError, naming the dotted paths that differ, where a directory's recipe is not this one."""
+def _check_same(before: Part, recipe: Part, folder: Path) -> None:
+    """Raise InputError, naming the dotted paths that differ, where a directory's settings are not these."""
     changed = _differences(before.model_dump(mode="json"), recipe.model_dump(mode="json"))
     if changed:
         raise InputError(
@@ -147,13 +160,12 @@ def _lock(folder: Path) -> IO[str]:
     return file
 
 
-class Run:
-    """A run's directory: `stage` computes a result once, `log` writes events."""
+class Workplace:
+    """A directory of stage results: `stage` computes a result once, `log` writes events."""
 
-    def __init__(self, folder: Path, recipe: Recipe, lock: IO[str], *, update: bool = False) -> None:
+    def __init__(self, folder: Path, lock: IO[str], *, update: bool = False) -> None:
         self.folder = folder
         self.update = update
-        self.recipe = recipe
         self._lock = lock
         self.fingerprints: dict[str, str] = {}
 
@@ -245,6 +257,40 @@ class Run:
                 if event.get("stage") != stage or event.get("step", 0) <= after_step:
                     kept.append(line)
         write_text(file, "".join(f"{line}\n" for line in kept))
+
+
+class Run(Workplace):
+    """A run's directory."""
+
+    def __init__(self, folder: Path, recipe: Recipe, lock: IO[str], *, update: bool = False) -> None:
+        super().__init__(folder, lock, update=update)
+        self.recipe = recipe
+
+
+class Adapting(Workplace):
+    """The directory of an adaptation: a model that was given new languages."""
+
+    def __init__(self, folder: Path, settings: Adaptation, lock: IO[str], *, update: bool = False) -> None:
+        super().__init__(folder, lock, update=update)
+        self.settings = settings
+
+
+def open_adaptation(settings: Adaptation, folder: Path, *, update: bool = False) -> Adapting:
+    """Open or create the directory of an adaptation, as `open_run` does that of a run."""
+    text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    lock = open_folder(
+        folder, ADAPTATION, text, lambda: _check_same(read_adaptation(folder), settings, folder), update=update
+    )
+    return Adapting(folder, settings, lock, update=update)
+
+
+def read_adaptation(folder: Path) -> Adaptation:
+    """Return the settings of an adaptation's directory; raises InputError where they cannot be read."""
+    file = folder / ADAPTATION
+    try:
+        return Adaptation.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{file} cannot be read ({brief(error)}); give another --out") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""New languages for a model that exists: their paths, their text, their vocabulary."""

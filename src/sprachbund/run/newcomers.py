@@ -1,0 +1,107 @@
+"""The texts of an adaptation: those of the new languages, checked and as tokens, and what old ones are measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sprachbund.corpora.packing import Packed, pack_cached
+from sprachbund.corpora.splits import SplitDocuments, split_documents
+from sprachbund.errors import InputError
+from sprachbund.evaluation.perplexity import TestText, test_text
+from sprachbund.modeling.base import tokenize_with, tokenizer_fingerprint
+from sprachbund.progress import track
+from sprachbund.recipe import Adaptation, Source
+
+NEAREST_TOKENS = 4096  # of dev text on which the groups are compared
+
+
+@dataclass(frozen=True)
+class NewText:
+    """The text of one new language: documents, its training tokens, and what it is scored on before and after."""
+
+    tag: str
+    documents: SplitDocuments
+    packed: Packed
+    dev: TestText
+    test: TestText
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def stream(self) -> np.ndarray:
+        """Return the training tokens, (N,)."""
+        return self.packed.tokens
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Return the bytes of the training text per token."""
+        return self.packed.num_bytes / self.packed.num_tokens
+
+
+def read_new(tag: str, source: Source, settings: Adaptation, tokenizer: Any) -> NewText:
+    """Return a new language's text under a tokenizer.
+
+    Raises InputError, naming the language, where the corpus is missing, damaged, empty, or too short to train or to
+    score on.
+    """
+    try:
+        documents = split_documents(source, settings.splits, seed=settings.seed)
+    except InputError as error:
+        raise InputError(f"--language {tag}: {error}") from None
+    tokenize, mark = tokenize_with(tokenizer), tokenizer_fingerprint(tokenizer)
+    packed = pack_cached(documents.train, mark, tokenize, tokenizer.eos_token_id, name=f"{tag} (train)")
+    if packed.num_tokens < settings.block_size:
+        raise InputError(
+            f"--language {tag}: its training text has {packed.num_tokens} tokens, and one block has "
+            f"{settings.block_size}; give more text, or --block-size"
+        )
+    dev = scored_text(documents.dev, settings, tokenizer, name=f"--language {tag}: the dev split", most=NEAREST_TOKENS)
+    test = scored_text(getattr(documents, settings.evaluate.split), settings, tokenizer, name=f"--language {tag}")
+    return NewText(tag, documents, packed, dev, test)
+
+
+def scored_text(
+    documents: list[str], settings: Adaptation, tokenizer: Any, *, name: str, most: int | None = None
+) -> TestText:
+    """Return the text to score of some documents; raises InputError, beginning with `name`, where it is too short."""
+    text = test_text(
+        documents,
+        tokenize_with(tokenizer),
+        separator=tokenizer.eos_token_id,
+        max_tokens=most or settings.evaluate.tokens,
+    )
+    if len(text.tokens) < settings.evaluate.burn_in + 2:
+        raise InputError(
+            f"{name}: {len(text.tokens)} tokens to score on are too few for a burn-in of {settings.evaluate.burn_in}; "
+            "give more text"
+        )
+    return text
+
+
+def read_protected(settings: Adaptation, tokenizer: Any) -> tuple[dict[str, TestText], dict[str, float]]:
+    """Return the texts that the languages the model has are measured on, and their bytes per token.
+
+    Raises InputError, naming the language, where a corpus is gone or too short.
+    """
+    texts, bytes_per_token = {}, {}
+    with track("read corpora", len(settings.protect)) as advance:
+        for tag, source in settings.protect.items():
+            try:
+                documents = getattr(
+                    split_documents(source, settings.splits, seed=settings.seed), settings.evaluate.split
+                )
+            except InputError as error:
+                raise InputError(f"the protected language {tag}: {error}") from None
+            text = scored_text(documents, settings, tokenizer, name=f"the protected language {tag}")
+            texts[tag], bytes_per_token[tag] = text, text.num_bytes / len(text.tokens)
+            advance(1, tag)
+    return texts, bytes_per_token
+
+
+def training_tokens(settings: Adaptation, texts: Mapping[str, NewText]) -> int:
+    """Return how many tokens a path is trained on: those asked for, or two passes over the text of its languages."""
+    asked = settings.tokens or 2 * sum(text.packed.num_tokens for text in texts.values())
+    return max(asked, settings.tokens_per_step)
