@@ -8,17 +8,20 @@ Shapes: V vocabulary, R rows of the path, M languages of a path.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sprachbund.errors import InputError
 from sprachbund.modeling import count_log_prob, count_parameters, dense_config
 from sprachbund.modeling.language_path import LanguagePath, PathSpec, path_specs
 from sprachbund.modeling.model import add_path, inner_model
+from sprachbund.modeling.rebuild import rebuilt
 from sprachbund.modeling.skeleton import dense_ffn_shape, skeleton
 
 SEEN = 20  # times that a token occurs in the new text before its rows become the path's own
@@ -207,3 +210,16 @@ def trainable(model: Any, group_id: int) -> LanguagePath:
     path: LanguagePath = inner_model(model).language_paths[group_id - model.config.num_groups]
     path.requires_grad_(True)
     return path
+
+
+def with_path_language(model: Any, group_id: int, tag: str, log_prob_V: Tensor) -> Any:
+    """Return the mixture with a language more on one of its paths; `log_prob_V` is its column of the path's gate."""
+    config, state = copy.deepcopy(model.config), model.state_dict()
+    number = group_id - config.num_groups
+    entry = config.language_paths[number]
+    entries = list(config.language_paths)
+    entries[number] = {**entry, "languages": [*entry["languages"], tag]}
+    config.language_paths = entries
+    name = f"{model.base_model_prefix}.language_paths.{number}.language_gate.log_prob"
+    state[name] = torch.cat([state[name], log_prob_V.to(state[name]).unsqueeze(1)], dim=1)
+    return rebuilt(model, config, state)

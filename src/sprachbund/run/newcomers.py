@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,9 +98,3 @@ def read_protected(settings: Adaptation, tokenizer: Any) -> tuple[dict[str, Test
             texts[tag], bytes_per_token[tag] = text, text.num_bytes / len(text.tokens)
             advance(1, tag)
     return texts, bytes_per_token
-
-
-def training_tokens(settings: Adaptation, texts: Mapping[str, NewText]) -> int:
-    """Return how many tokens a path is trained on: those asked for, or two passes over the text of its languages."""
-    asked = settings.tokens or 2 * sum(text.packed.num_tokens for text in texts.values())
-    return max(asked, settings.tokens_per_step)
