@@ -227,3 +227,21 @@ def test_a_missing_and_a_tiny_corpus(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("a b c\n" * 3, encoding="utf-8")
     with pytest.raises(InputError, match="--language mam_Latn"):
         adapt(complete(str(finished), {"mam_Latn": Source(file=str(tmp_path / "one.txt"))}), tmp_path / "out2")
+
+
+def test_text_in_another_script_than_the_tag_says(
+    tmp_path: Path, finished: Path, source: Callable[[str], Source]
+) -> None:
+    languages = {"mam_Latn": source("chr_Cher")}
+    with pytest.raises(InputError, match="in the script Cher, and the tag says Latn"):
+        adapt(complete(str(finished), languages, tokens=1024), tmp_path / "out")
+    facts = adapt(complete(str(finished), languages, tokens=1024, force=True), tmp_path / "out")
+    assert any("script Cher" in said for said in facts["languages"]["mam_Latn"]["warnings"])
+
+
+def test_the_text_of_a_known_language_is_noticed(finished: Path, tmp_path: Path) -> None:
+    ron = yaml.safe_load((finished / "recipe.yaml").read_text(encoding="utf-8"))["languages"]["ron_Latn"]
+    facts = adapt(complete(str(finished), {"mam_Latn": Source(**ron)}, tokens=1024, path="rows"), tmp_path / "out")
+    said = " ".join(facts["languages"]["mam_Latn"]["warnings"])
+    assert "stands word by word in the text of" in said
+    assert "is it the right text?" in said

@@ -76,8 +76,8 @@ def audit(
     rows: dict[str, dict[str, Any]] = {}
     for tag, source in recipe.languages.items():
         mine = documents[tag] if documents else split_documents(source, recipe.splits, seed=recipe.seed)
-        num_tokens = None if tokenize is None else _num_tokens(mine.train, tokenize)
-        rows[tag] = _measured(tag, mine, num_tokens)
+        counted = None if tokenize is None else num_tokens(mine.train, tokenize)
+        rows[tag] = _measured(tag, mine, counted)
     sizes = {tag: int(row["bytes"]) for tag, row in rows.items()}
     all_tokens = sum(row["tokens"] or 0 for row in rows.values())
     bytes_per_token = sum(sizes.values()) / all_tokens if all_tokens else ASSUMED_BYTES_PER_TOKEN
@@ -85,22 +85,23 @@ def audit(
     return [AuditRow(share=share[tag], **row) for tag, row in rows.items()]
 
 
-def _num_tokens(documents: Sequence[str], tokenize: Callable[[list[str]], list[list[int]]]) -> int:
+def num_tokens(documents: Sequence[str], tokenize: Callable[[list[str]], list[list[int]]]) -> int:
+    """Return the number of tokens of all documents together."""
     pieces = range(0, len(documents), DOCUMENTS_AT_ONCE)
     return sum(len(ids) for i in pieces for ids in tokenize(list(documents[i : i + DOCUMENTS_AT_ONCE])))
 
 
-def _measured(tag: str, documents: SplitDocuments, num_tokens: int | None) -> dict[str, Any]:
+def _measured(tag: str, documents: SplitDocuments, counted: int | None) -> dict[str, Any]:
     num_bytes = sum(len(document.encode("utf-8")) for document in documents.train)
     return {
         "tag": tag,
         "name": display_name(tag),
         "documents": documents.documents,
         "bytes": num_bytes,
-        "tokens": num_tokens,
-        "bytes_per_token": num_bytes / num_tokens if num_tokens else None,
+        "tokens": counted,
+        "bytes_per_token": num_bytes / counted if counted else None,
         "duplicates": documents.duplicates,
-        "script_share": script_share(_sample(documents.train), script_of(tag)),
+        "script_share": script_share(sample_text(documents.train), script_of(tag)),
         "removed_lines": documents.removed_lines,
         "train_documents": len(documents.train),
         "dev_documents": len(documents.dev),
@@ -108,7 +109,7 @@ def _measured(tag: str, documents: SplitDocuments, num_tokens: int | None) -> di
     }
 
 
-def _sample(documents: Sequence[str]) -> str:
+def sample_text(documents: Sequence[str]) -> str:
     """Return text from all over the corpus: the script of a megabyte is known from a part of it."""
     num_characters = sum(map(len, documents))
     step = max(1, num_characters // SCRIPT_SAMPLE_CHARACTERS)

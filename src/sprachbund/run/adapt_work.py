@@ -14,6 +14,7 @@ from sprachbund.adaptation.vocabulary import FILE as EXTENSION_FILE
 from sprachbund.adaptation.vocabulary import Extension, extend_tokenizer, load_extension
 from sprachbund.corpora.packing import Packed, pack_cached
 from sprachbund.evaluation import TestText
+from sprachbund.files import EXTENSIONS
 from sprachbund.grouping.solve import solve
 from sprachbund.modeling.base import device, load_model, load_tokenizer, tokenize_with, tokenizer_fingerprint
 from sprachbund.progress import say
@@ -22,8 +23,6 @@ from sprachbund.run.directory import Adapting
 from sprachbund.run.newcomers import NewText, read_new, read_protected, scored_text
 from sprachbund.similarity import similarity_of
 from sprachbund.similarity.counts import count_tokens
-
-EXTENSIONS = "extensions"  # folder of a model, and of an adaptation: a tokenizer for each extended path
 
 
 @dataclass
@@ -57,11 +56,16 @@ class Work:
             found[tag] = read_new(tag, source, self.settings, self.tokenizer)
         return found
 
+    @property
+    def steps(self) -> Path:
+        """Return the folder of what is trained by now, of these settings and texts alone."""
+        return self.place.path(f"steps-{self.place.fingerprints['train']}")
+
     def extension(self, members: Sequence[str]) -> Extension | None:
-        """Return the tokens that a path has beyond the vocabulary, kept in OUT/extensions; None where it has none."""
+        """Return the tokens that a path has beyond the vocabulary; None where it has none."""
         if self.settings.extend_vocab is None:
             return None
-        folder = self.place.path(f"{EXTENSIONS}/{members[0]}")
+        folder = self.steps / EXTENSIONS / members[0]
         if not (folder / EXTENSION_FILE).is_file():
             documents = [text for tag in members for text in self.texts[tag].documents.train]
             made = extend_tokenizer(
@@ -87,8 +91,7 @@ class Work:
     def extended_test(self, tag: str) -> TestText:
         """Return what a new language is scored on, as tokens of its path's extended vocabulary."""
         members = next(members for members in shared_paths(self) if tag in members)
-        extension = self.extension(members)
-        assert extension is not None
+        extension = load_extension(self.place.path("model") / EXTENSIONS / members[0])
         documents = getattr(self.texts[tag].documents, self.settings.evaluate.split)
         return scored_text(documents, self.settings, extension.tokenizer, name=f"--language {tag}")
 

@@ -17,19 +17,21 @@ import numpy as np
 from transformers import set_seed
 
 from sprachbund import __version__
+from sprachbund.adaptation.newcomer import new_tags
 from sprachbund.adaptation.path import dense_size
-from sprachbund.errors import InputError
 from sprachbund.evaluation.forgetting import forgetting
 from sprachbund.export.card import write_card
 from sprachbund.export.source import read_mixture_config
-from sprachbund.files import model_of, write_text
+from sprachbund.files import EXTENSIONS, model_of, write_text
 from sprachbund.modeling.base import check_arithmetic, quiet
 from sprachbund.modeling.checkpoint import fetch
 from sprachbund.modeling.language_path import all_groups, path_specs
+from sprachbund.progress import say
 from sprachbund.recipe import Adaptation
 from sprachbund.report import write_adapt_report
+from sprachbund.run.adapt_checks import newcomer_warnings
 from sprachbund.run.adapt_scores import MODES, as_numbers, old_scores, score, under_groups
-from sprachbund.run.adapt_work import EXTENSIONS, Work, shared_paths
+from sprachbund.run.adapt_work import Work, shared_paths
 from sprachbund.run.directory import open_adaptation, read_json
 from sprachbund.run.learning import save_model
 from sprachbund.run.path_training import make_place, named_group, place_of, plan_of, train_path, trained_size
@@ -53,9 +55,7 @@ def adapt(settings: Adaptation, out: Path, *, update: bool = False) -> dict[str,
     check_arithmetic(settings.dtype)
     source = model_of(fetch(settings.source))
     config = read_mixture_config(source, purpose="adapt")
-    for tag in settings.languages:
-        if tag in all_groups(config):
-            raise InputError(f"--language {tag}: the model has this language already; leave it out")
+    new_tags(config, list(settings.languages))
     named_group(config, settings)
     place = open_adaptation(settings, out, update=update)
     try:
@@ -69,14 +69,22 @@ def adapt(settings: Adaptation, out: Path, *, update: bool = False) -> dict[str,
 
 
 def _nearest(work: Work) -> dict[str, list[dict[str, Any]]]:
-    """Score the new texts under every group; return the table of each language, the best first."""
+    """Score the new texts under every group, and look whether they are what they are said to be.
+
+    Returns the table of each language, the best group first.
+    """
 
     def compute() -> Mapping[str, Any]:
         model = work.load()
-        return {tag: under_groups(model, text, work.settings) for tag, text in work.texts.items()}
+        tables = {tag: under_groups(model, text, work.settings) for tag, text in work.texts.items()}
+        warnings = {tag: newcomer_warnings(work, model, tag, tables[tag]) for tag in work.texts}
+        for said in (said for of in warnings.values() for said in of):
+            say(f"warning: {said}")
+        return {"tables": tables, "warnings": warnings}
 
     scored = [work.settings.evaluate.model_dump(mode="json"), work.settings.block_size]
-    return work.place.stage("nearest", [work.marks(), scored], [], compute)
+    tables: dict[str, list[dict[str, Any]]] = work.place.stage("nearest", [work.marks(), scored], [], compute)["tables"]
+    return tables
 
 
 def _train(work: Work, nearest: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -86,19 +94,18 @@ def _train(work: Work, nearest: Mapping[str, list[dict[str, Any]]]) -> dict[str,
     def compute() -> Mapping[str, Any]:
         folder, facts = work.source, []
         for number, members in enumerate(shared_paths(work)):
-            step = place.path(f"steps/{number}")
+            step = work.steps / str(number)
             if not step.is_dir():
-                facts_of_step = _train_one(work, folder, members, nearest, number)
-                write_text(place.path(f"steps/{number}.json"), json.dumps(facts_of_step))
-            facts.append(read_json(place.path(f"steps/{number}.json")))
+                _train_one(work, folder, members, nearest, number)
+            facts.append(read_json(work.steps / f"{number}.json"))
             folder = step
-        for origin in (work.source / EXTENSIONS, place.path(EXTENSIONS)):
+        for origin in (work.source / EXTENSIONS, work.steps / EXTENSIONS):
             if origin.is_dir():
                 shutil.copytree(origin, folder / EXTENSIONS, dirs_exist_ok=True)
         shutil.rmtree(place.path("model"), ignore_errors=True)
         folder.rename(place.path("model"))
-        shutil.rmtree(place.path("steps"), ignore_errors=True)
-        shutil.rmtree(place.path("checkpoints"), ignore_errors=True)
+        for left in place.folder.glob("steps-*"):
+            shutil.rmtree(left)
         return {"paths": facts}
 
     unrelated = {"source", "protect", "evaluate", "max_forgetting", "checkpoints"}
@@ -108,8 +115,8 @@ def _train(work: Work, nearest: Mapping[str, list[dict[str, Any]]]) -> dict[str,
 
 def _train_one(
     work: Work, folder: Path, members: Sequence[str], nearest: Mapping[str, list[dict[str, Any]]], number: int
-) -> dict[str, Any]:
-    """Add a path to the model of a folder, train it, and write the model to OUT/steps/NUMBER."""
+) -> None:
+    """Add a path to the model of a folder, train it, and write the model, and what it took, to the folder of steps."""
     settings, place = work.settings, work.place
     texts = {tag: work.texts[tag] for tag in members}
     model = work.load(folder)
@@ -134,12 +141,11 @@ def _train_one(
         group_id,
         packed,
         plan,
-        folder=place.path(f"checkpoints/{number}"),
+        folder=work.steps / f"checkpoints-{number}",
         log=lambda event, **values: place.log(f"adapt-{number}", event, **values),
         block_size=settings.block_size,
     )
-    save_model(model, work.tokenizer, place.path(f"steps/{number}"), dtype=dtype)
-    return {
+    facts = {
         "languages": list(members),
         "group_id": group_id,
         "parent": chosen.parent,
@@ -152,6 +158,8 @@ def _train_one(
         "share_of_dense": size / dense_size(model.config),
         "extension": 0 if extension is None else len(extension.tokens),
     }
+    write_text(work.steps / f"{number}.json", json.dumps(facts))
+    save_model(model, work.tokenizer, work.steps / str(number), dtype=dtype)
 
 
 def _evaluate(work: Work, nearest: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -195,7 +203,8 @@ def _report(work: Work) -> dict[str, Any]:
     """Write adapt.json, the model's card and report.html from the stages' results; return what adapt.json holds."""
     place, settings = work.place, work.settings
     records = place.records()
-    nearest, scores = (records[name]["result"] for name in ("nearest", "evaluate"))
+    nearest, scores = records["nearest"]["result"]["tables"], records["evaluate"]["result"]
+    warnings = records["nearest"]["result"]["warnings"]
     paths = records["train"]["result"]["paths"]
     of_groups = {row["group"]: row["languages"] for table in nearest.values() for row in table}
     languages = {}
@@ -206,11 +215,12 @@ def _report(work: Work) -> dict[str, Any]:
                 "group_id": path["group_id"],
                 "parent": {"group": path["parent"], "languages": of_groups.get(path["parent"], [])},
                 "start": path["start"],
+                "joined": path["joined"],
                 "shares_with": [other for other in path["languages"] if other != tag],
                 "train_tokens": text.packed.num_tokens,
                 "train_bytes": text.packed.num_bytes,
                 "bytes_per_token": text.bytes_per_token,
-                "warnings": text.warnings,
+                "warnings": warnings[tag],
                 "under_groups": nearest[tag],
                 "parameters": path["parameters"],
                 "share_of_dense": path["share_of_dense"],

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sprachbund.errors import InputError
-from sprachbund.export.card import write_card
-from sprachbund.export.source import read_mixture_config, take_along
-from sprachbund.files import write_text
+from sprachbund.export.source import read_mixture_config
 from sprachbund.modeling import count_parameters
-from sprachbund.modeling.base import load_model
-from sprachbund.modeling.checkpoint import fetch, new_folder
+from sprachbund.modeling.checkpoint import fetch
 from sprachbund.modeling.compress import (
     check_rank,
     check_width,
@@ -25,6 +21,7 @@ from sprachbund.modeling.compress import (
     saving_rank,
 )
 from sprachbund.modeling.skeleton import skeleton
+from sprachbund.run.derived import beside, write_changed
 from sprachbund.run.exporting import measure_routings, model_and_run
 
 
@@ -56,29 +53,24 @@ def compress(
     config = read_mixture_config(folder, purpose="compress")
     before = skeleton(config)
     _check(before, width, rank)
-    out = out or _beside(target, folder, f"width{width}" if width is not None else f"rank{rank}")
-    with new_folder(out) as temporary:
-        model = load_model(folder, dtype=str(config.dtype or "float32").removeprefix("torch."))
-        smaller = prune_experts(model, width) if width is not None else factor_experts(model, rank or 0)
-        del model
-        smaller.save_pretrained(temporary)
-        take_along(folder, temporary)
-        facts: dict[str, Any] = {
+    out = out or beside(target, folder, f"width{width}" if width is not None else f"rank{rank}")
+
+    def change(model: Any) -> Any:
+        return prune_experts(model, width) if width is not None else factor_experts(model, rank or 0)
+
+    def facts(smaller: Any) -> dict[str, Any]:
+        return {
             "method": "prune" if width is not None else "svd",
             "width": width,
             "rank": rank,
             "parameters": {"before": asdict(count_parameters(before)), "after": asdict(count_parameters(smaller))},
             "experts": {"before": _expert_parameters(before), "after": _expert_parameters(smaller)},
         }
-        del smaller
-        facts["dev"] = _compare(folder, temporary, run) if evaluate and run is not None else None
-        write_text(temporary / "compress.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-    try:
-        write_card(out, run=run, evaluated=False)  # not before: an untitled card is called after its folder
-    except BaseException:
-        shutil.rmtree(out)
-        raise
-    return {"folder": str(out), **facts}
+
+    measure = partial(_compare, folder, run=run) if evaluate and run is not None else None
+    return write_changed(
+        folder, out, config=config, change=change, facts=facts, measure=measure, file="compress.json", run=run
+    )
 
 
 def _check(model: Any, width: int | None, rank: int | None) -> None:
@@ -92,18 +84,11 @@ def _check(model: Any, width: int | None, rank: int | None) -> None:
             raise InputError(f"--rank {rank}: factors of it have no fewer parameters than the experts now; {advice}")
 
 
-def _beside(target: str, folder: Path, suffix: str) -> Path:
-    """Return the default place of a compressed model: beside its model; for a Hub id here."""
-    if Path(target).expanduser().is_dir():
-        return folder.with_name(f"{folder.resolve().name}-{suffix}")
-    return Path(f"{target.rpartition('/')[2]}-{suffix}")
-
-
 def _expert_parameters(model: Any) -> int:
     return sum(tensor.numel() for _, bank in expert_banks(model) for tensor in bank.parameters(recurse=False))
 
 
-def _compare(before: Path, after: Path, run: Path) -> Mapping[str, Mapping[str, float]] | None:
+def _compare(before: Path, after: Path, *, run: Path) -> Mapping[str, Mapping[str, float]] | None:
     """Return the perplexity of each routing before and after, from the files as they lie; None without text."""
     scores = measure_routings(before, run)
     if scores is None:

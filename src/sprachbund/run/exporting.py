@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,11 +23,13 @@ WORSE = 0.01  # by so much more than prefix, top_k is worth a warning
 def model_and_run(target: Path) -> tuple[Path, Path | None]:
     """Return the folder of a model and the run it belongs to: from a run, RUN/model, or any other model's folder.
 
+    A model that was adapted to new languages belongs to no run: its recipe is another model's.
+
     Raises InputError for a run that has no model yet.
     """
     model = model_of(target)
     if model != target:
-        return model, target
+        return model, target if (target / "recipe.yaml").is_file() else None
     run = target.resolve().parent
     return target, run if target.resolve().name == "model" and (run / "recipe.yaml").is_file() else None
 
@@ -35,22 +37,39 @@ def model_and_run(target: Path) -> tuple[Path, Path | None]:
 def measure_routings(model_folder: Path, run: Path) -> dict[str, float] | None:
     """Return the perplexity under each routing on the run's dev split: the geometric mean over languages.
 
+    See `score_routings`. None, with a word why, where the corpora are gone or too short.
+    """
+    scores = score_routings(model_folder, run)
+    return None if scores is None else {routing: mean_perplexity(of.values()) for routing, of in scores.items()}
+
+
+def mean_perplexity(perplexities: Iterable[float]) -> float:
+    """Return the geometric mean of perplexities."""
+    return math.exp(fmean(map(math.log, perplexities)))
+
+
+def score_routings(
+    model_folder: Path, run: Path, *, languages: Collection[str] | None = None
+) -> dict[str, dict[str, float]] | None:
+    """Return {routing: {language: perplexity}} on the run's dev split, for all of its languages or for some.
+
     Over all positions, each window without context before it, as a native engine meets a prompt. The test split is left
     for the evaluation. None, with a word why, where the corpora are gone or too short.
     """
     recipe = read_run(run)
     recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"split": "dev"})})
     tokenizer, corpora = load_tokenizer(model_folder), Corpora(recipe)
+    tags = [tag for tag in recipe.languages if languages is None or tag in languages]
     try:
-        texts = {tag: read_test_text(corpora, tag, tokenizer) for tag in recipe.languages}
+        texts = {tag: read_test_text(corpora, tag, tokenizer) for tag in tags}
     except InputError as error:
         say(f"the routings cannot be compared on development text: {error}")
         return None
     model = load_model(model_folder, dtype=recipe.train.dtype).to(device()).eval()
-    found: dict[str, float] = {}
+    found: dict[str, dict[str, float]] = {}
     with track("compare routings", len(texts) * len(ROUTINGS)) as advance:
         for routing in ROUTINGS:
-            nats = []
+            found[routing] = {}
             for tag, text in texts.items():
                 scores = score_language(
                     model,
@@ -61,9 +80,8 @@ def measure_routings(model_folder: Path, run: Path) -> dict[str, float] | None:
                     routing=routing,
                     group=model.config.groups[tag],
                 )
-                nats.append(math.log(scores.perplexity))
+                found[routing][tag] = scores.perplexity
                 advance(1, f"{routing} {tag}")
-            found[routing] = math.exp(fmean(nats))
     return found
 
 

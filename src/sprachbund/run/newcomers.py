@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from sprachbund.adaptation.newcomer import check_script, check_size
 from sprachbund.corpora.packing import Packed, pack_cached
 from sprachbund.corpora.splits import SplitDocuments, split_documents
 from sprachbund.errors import InputError
@@ -27,7 +28,7 @@ class NewText:
     packed: Packed
     dev: TestText
     test: TestText
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str]
 
     @property
     def stream(self) -> np.ndarray:
@@ -43,8 +44,8 @@ class NewText:
 def read_new(tag: str, source: Source, settings: Adaptation, tokenizer: Any) -> NewText:
     """Return a new language's text under a tokenizer.
 
-    Raises InputError, naming the language, where the corpus is missing, damaged, empty, or too short to train or to
-    score on.
+    Its `warnings` are what was odd. Raises InputError, naming the language, where the corpus is missing, damaged,
+    empty, in another script than the tag says, or too short to train or to score on.
     """
     try:
         documents = split_documents(source, settings.splits, seed=settings.seed)
@@ -52,14 +53,19 @@ def read_new(tag: str, source: Source, settings: Adaptation, tokenizer: Any) -> 
         raise InputError(f"--language {tag}: {error}") from None
     tokenize, mark = tokenize_with(tokenizer), tokenizer_fingerprint(tokenizer)
     packed = pack_cached(documents.train, mark, tokenize, tokenizer.eos_token_id, name=f"{tag} (train)")
-    if packed.num_tokens < settings.block_size:
-        raise InputError(
-            f"--language {tag}: its training text has {packed.num_tokens} tokens, and one block has "
-            f"{settings.block_size}; give more text, or --block-size"
-        )
-    dev = scored_text(documents.dev, settings, tokenizer, name=f"--language {tag}: the dev split", most=NEAREST_TOKENS)
-    test = scored_text(getattr(documents, settings.evaluate.split), settings, tokenizer, name=f"--language {tag}")
-    return NewText(tag, documents, packed, dev, test)
+    name = f"--language {tag}"
+    script = check_script(tag, documents.train, force=settings.force)
+    test = scored_text(getattr(documents, settings.evaluate.split), settings, tokenizer, name=name)
+    size = check_size(
+        tag,
+        train_tokens=packed.num_tokens,
+        scored_tokens=len(test.tokens),
+        block_size=settings.block_size,
+        burn_in=settings.evaluate.burn_in,
+        tokens_per_step=settings.tokens_per_step,
+    )
+    dev = scored_text(documents.dev, settings, tokenizer, name=f"{name}: the dev split", most=NEAREST_TOKENS)
+    return NewText(tag, documents, packed, dev, test, [said for said in (script, size) if said])
 
 
 def scored_text(

@@ -1,0 +1,56 @@
+"""A model's folder made from another one: a changed mixture, what it costs, and a card that says so."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sprachbund.export.card import write_card
+from sprachbund.export.source import take_along
+from sprachbund.files import EXTENSIONS, write_text
+from sprachbund.modeling.base import load_model
+from sprachbund.modeling.checkpoint import new_folder
+
+
+def beside(target: str, folder: Path, suffix: str) -> Path:
+    """Return the default place of a changed model: beside its model; for a Hub id here."""
+    if Path(target).expanduser().is_dir():
+        return folder.with_name(f"{folder.resolve().name}-{suffix}")
+    return Path(f"{target.rpartition('/')[2]}-{suffix}")
+
+
+def write_changed(
+    folder: Path,
+    out: Path,
+    *,
+    config: Any,
+    change: Callable[[Any], Any],
+    facts: Callable[[Any], Mapping[str, Any]],
+    measure: Callable[[Path], Any] | None,
+    file: str,
+    run: Path | None,
+) -> dict[str, Any]:
+    """Write what `change` makes of the mixture in a folder, whose configuration is given, to a new folder, whole.
+
+    What `facts` says of the changed mixture, and under `dev` what `measure` finds in its folder (None without it), is
+    kept there in `file` and returned with the folder's name. Raises InputError for a folder that exists.
+    """
+    with new_folder(out) as temporary:
+        changed = change(load_model(folder, dtype=str(config.dtype or "float32").removeprefix("torch.")))
+        changed.save_pretrained(temporary)
+        take_along(folder, temporary)
+        if (folder / EXTENSIONS).is_dir():
+            shutil.copytree(folder / EXTENSIONS, temporary / EXTENSIONS)
+        said = dict(facts(changed))
+        del changed
+        said["dev"] = measure(temporary) if measure is not None else None
+        write_text(temporary / file, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
+    try:
+        write_card(out, run=run, evaluated=False)  # not before: an untitled card is called after its folder
+    except BaseException:
+        shutil.rmtree(out)
+        raise
+    return {"folder": str(out), **said}
