@@ -18,6 +18,12 @@ def adapt(
     out: Annotated[Path, typer.Option("--out", help="Folder to write.", show_default=False)],
     path: Annotated[PathChoice, typer.Option("--path", help="What a new language owns.")] = "full",
     gate: Annotated[Gate, typer.Option("--gate", help="How text that nothing is said about finds it.")] = "mixture",
+    prior: Annotated[
+        float | None, typer.Option("--prior", help="mixture: probability of each path before any token; default 0.001.")
+    ] = None,
+    advantage: Annotated[
+        float | None, typer.Option("--advantage", help="counts: nats by which a path must be ahead; default 5.")
+    ] = None,
     together: Annotated[
         int | None, typer.Option("--together", min=1, help="So many paths for all, similar languages in one.")
     ] = None,
@@ -72,6 +78,8 @@ def adapt(
         protect=parse_languages(protect or [], option="--protect"),
         path=path,
         gate=gate,
+        prior=prior,
+        advantage=advantage,
         together=together,
         start=start,
         join=join,

@@ -28,6 +28,8 @@ class Adaptation(Part):
     start: str | None = Field(None, description="a language of the model whose path or group the new ones start from")
     join: str | None = Field(None, description="train what a group, by its number or a language of it, owns further")
     gate: Gate = Field("mixture", description="how text that nothing is said about finds it")
+    prior: float = Field(1e-3, gt=1e-6, le=0.5, description="mixture: the probability of each path before any token")
+    advantage: float = Field(5.0, ge=0, description="counts: by how many nats a path must be ahead of all others")
     width: Positive | None = Field(None, description="width of the path's experts; null: as the kind of path says")
     rank: Positive | None = Field(None, description="rank of the path's changes of the attention; null: as it says")
     extend_vocab: Positive | None = Field(None, description="tokens that each path has beyond the vocabulary")

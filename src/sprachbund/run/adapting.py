@@ -131,7 +131,8 @@ def _train_one(
         settings,
         pieces=() if extension is None else extension.pieces,
     )
-    model.config.path_gate = settings.gate
+    model.config.path_gate, model.config.path_prior = settings.gate, settings.prior
+    model.config.path_advantage = settings.advantage
     packed = {tag: text.packed if extension is None else work.repacked(tag, extension) for tag, text in texts.items()}
     plan = plan_of(settings, settings.tokens or 2 * sum(corpus.num_tokens for corpus in packed.values()))
     size = trained_size(model, group_id, router=plan.stages[0].router_loss > 0)
