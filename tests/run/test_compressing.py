@@ -13,7 +13,8 @@ from sprachbund.errors import InputError
 from sprachbund.modeling import count_parameters
 from sprachbund.modeling.compress import factor_experts, prune_experts
 from sprachbund.modeling.model import mixture_layers
-from sprachbund.run.compressing import _beside, compress
+from sprachbund.run.compressing import compress
+from sprachbund.run.derived import beside
 from sprachbund.run.exporting import measure_routings
 
 
@@ -81,14 +82,14 @@ def test_what_goes_wrong_leaves_nothing(model: Path, monkeypatch: pytest.MonkeyP
         raise InputError("no card")
 
     with monkeypatch.context() as patched:
-        patched.setattr("sprachbund.run.compressing.write_card", fail)
+        patched.setattr("sprachbund.run.derived.write_card", fail)
         with pytest.raises(InputError, match="no card"):
             compress(str(model), width=4)
-        patched.setattr("sprachbund.run.compressing.take_along", fail)
+        patched.setattr("sprachbund.run.derived.take_along", fail)
         with pytest.raises(InputError, match="no card"):
             compress(str(model), rank=4)
     assert [path.name for path in model.parent.iterdir()] == ["model"]
 
 
 def test_a_model_of_the_hub_is_compressed_to_here() -> None:
-    assert _beside("owner/name", Path("cache/snapshot"), "width8") == Path("name-width8")
+    assert beside("owner/name", Path("cache/snapshot"), "width8") == Path("name-width8")

@@ -8,7 +8,7 @@ from typing import NoReturn
 import typer
 
 from sprachbund import __version__
-from sprachbund.cli import adapt, compare, compress, expand, export, inspect, make, plan, push, stages
+from sprachbund.cli import adapt, compare, compress, expand, export, inspect, make, plan, push, regroup, stages
 from sprachbund.errors import InputError, SprachbundError
 from sprachbund.run.directory import disk_error
 
@@ -43,6 +43,7 @@ VERBS: list[Callable[..., None]] = [
     *(expand.expand, stages.train, stages.evaluate, stages.report),
     compare.compare,
     adapt.adapt,
+    *(regroup.split, regroup.merge, regroup.prune, regroup.keep, regroup.reassign),
     *(inspect.inspect, compress.compress, export.export, push.push),
 ]
 for verb in VERBS:

@@ -13,21 +13,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.initialization import no_init_weights
 
 from sprachbund.errors import InputError
-from sprachbund.modeling.experts import GroupExperts
+from sprachbund.modeling.experts import GroupExperts, GroupMoe
 from sprachbund.modeling.ffn_weights import FfnShape
 from sprachbund.modeling.model import mixture_layers
+from sprachbund.modeling.rebuild import rebuilt
 
 _Change = Callable[[GroupExperts], dict[str, Tensor]]
 
 
 def expert_banks(model: Any, *, of_groups: bool = False) -> Iterator[tuple[str, GroupExperts]]:
-    """Yield a mixture's banks of experts with their names; `of_groups` leaves out a hierarchy's banks of languages."""
+    """Yield the banks of experts of a mixture's layers with their names; those of languages' paths stay as they are.
+
+    `of_groups` leaves out a hierarchy's banks of languages.
+    """
     for name, module in model.named_modules():
-        if isinstance(module, GroupExperts) and not (of_groups and name.endswith("language_experts")):
-            yield name, module
+        if isinstance(module, GroupMoe):
+            yield f"{name}.experts", module.experts
+            if module.language_experts is not None and not of_groups:
+                yield f"{name}.language_experts", module.language_experts
 
 
 def check_width(model: Any, width: int) -> None:
@@ -102,17 +107,12 @@ def _rebuilt(model: Any, changes: Mapping[str, Any], change: _Change, *, of_grou
     config = copy.deepcopy(model.config)
     for name, value in changes.items():
         setattr(config, name, value)
-    with no_init_weights():
-        smaller = type(model)(config).to(model.dtype)
     state = model.state_dict()
     for name, bank in expert_banks(model, of_groups=of_groups):
         for key, _ in bank.named_parameters(recurse=False):
             del state[f"{name}.{key}"]
         state |= {f"{name}.{key}": tensor.to(model.dtype) for key, tensor in change(bank).items()}
-    smaller.load_state_dict(state)
-    smaller.tie_weights()
-    smaller.generation_config = model.generation_config
-    return smaller.train(model.training).to(model.device)
+    return rebuilt(model, config, state)
 
 
 def _shapes(bank: GroupExperts) -> dict[str, tuple[int, ...]]:

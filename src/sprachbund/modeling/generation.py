@@ -13,19 +13,24 @@ from sprachbund.modeling.language_path import all_groups
 
 
 def group_of_language(config: Any, language: str) -> int:
-    """Return the group of a language tag or one of its aliases ("sw" for "swh_Latn").
+    """Return the group of a language tag or one of its aliases; raises InputError as `known_tag`."""
+    return all_groups(config)[known_tag(config, language)]
+
+
+def known_tag(config: Any, language: str) -> str:
+    """Return a model's own tag of a language, from it or one of its aliases ("swh_Latn" from "sw").
 
     Raises InputError for a language that the model does not know, with the nearest that it does.
     """
     groups = all_groups(config)
     if language in groups:
-        return groups[language]
+        return language
     try:
         tag = canonical(language)
     except InputError:
         tag = language
     if tag in groups:
-        return groups[tag]
+        return tag
     if not groups:
         raise InputError(f"language = {language!r}: this model's groups have no languages; give group_ids")
     code = {tag: tag.split("_")[0] for tag in groups}  # most tags share their script, which must not count

@@ -32,18 +32,22 @@ def write_changed(
     measure: Callable[[Path], Any] | None,
     file: str,
     run: Path | None,
+    extensions: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write what `change` makes of the mixture in a folder, whose configuration is given, to a new folder, whole.
 
     What `facts` says of the changed mixture, and under `dev` what `measure` finds in its folder (None without it), is
-    kept there in `file` and returned with the folder's name. Raises InputError for a folder that exists.
+    kept there in `file` and returned with the folder's name. The tokenizers of paths with tokens of their own go along,
+    or, with `extensions`, {old name: new name}, some of them. Raises InputError for a folder that exists.
     """
     with new_folder(out) as temporary:
         changed = change(load_model(folder, dtype=str(config.dtype or "float32").removeprefix("torch.")))
         changed.save_pretrained(temporary)
         take_along(folder, temporary)
-        if (folder / EXTENSIONS).is_dir():
-            shutil.copytree(folder / EXTENSIONS, temporary / EXTENSIONS)
+        for place in sorted((folder / EXTENSIONS).glob("*")):
+            name = place.name if extensions is None else extensions.get(place.name)
+            if name is not None:
+                shutil.copytree(place, temporary / EXTENSIONS / name)
         said = dict(facts(changed))
         del changed
         said["dev"] = measure(temporary) if measure is not None else None

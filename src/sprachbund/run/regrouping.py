@@ -73,7 +73,17 @@ def change_groups(
     measured = [tag for tag in config.languages if tag in stay]
     measure = partial(_compare, folder, run=run, languages=measured) if evaluate and run is not None else None
     change = partial(regroup, plan=plan, seed=seed)
-    return write_changed(folder, out, config=config, change=change, facts=facts, measure=measure, file=FILE, run=run)
+    return write_changed(
+        folder,
+        out,
+        config=config,
+        change=change,
+        facts=facts,
+        measure=measure,
+        file=FILE,
+        run=run,
+        extensions={before.paths[path][0]: kept[0] for path, kept in plan.paths.items()},  # called by a path's first
+    )
 
 
 def _compare(before: Path, after: Path, *, run: Path, languages: list[str]) -> dict[str, Any] | None:
