@@ -7,7 +7,7 @@ import pytest
 from babel import Locale
 
 from sprachbund.errors import InputError
-from sprachbund.languages import canonical, display_name, script_of, script_share
+from sprachbund.languages import canonical, display_name, script_counts, script_of, script_share
 
 BIBLE = Path(__file__).parents[2] / "shared" / "corpora" / "bible-nt" / "languages.csv"
 NO_NAME = "no ISO 639 code, BCP-47 tag or English name"
@@ -132,6 +132,11 @@ def test_english_names_of_all_languages_that_cldr_names_are_understood() -> None
 
 def test_script_of() -> None:
     assert [script_of(tag) for tag in ("sw", "swh_Latn", "ja", "Hindi")] == ["Latn", "Latn", "Jpan", "Deva"]
+
+
+def test_script_counts_name_every_script() -> None:
+    assert script_counts("ab вгд, e\u0301 12!") == {"Cyrl": 3, "Latn": 3}
+    assert script_counts("12 !") == {}
 
 
 def test_script_share_counts_letters_and_nothing_else() -> None:

@@ -99,14 +99,18 @@ def script_share(text: str, script: str) -> float:
     like cover their member scripts. A text without letters gives 1.0: nothing in it contradicts the label.
     """
     members = _MEMBERS.get(script, {script})
-    inside = outside = 0
+    counts = script_counts(text)
+    inside = sum(count for found, count in counts.items() if found in members)
+    return inside / counts.total() if counts else 1.0
+
+
+def script_counts(text: str) -> Counter[str]:
+    """Return how many letters of `text` belong to each script, by ISO 15924 code, counted as `script_share` does."""
+    counts: Counter[str] = Counter()
     for char, count in Counter(text).items():
-        found = _char_script(char)
-        if found in members:
-            inside += count
-        elif found:
-            outside += count
-    return inside / (inside + outside) if inside + outside else 1.0
+        if found := _char_script(char):
+            counts[found] += count
+    return counts
 
 
 @cache

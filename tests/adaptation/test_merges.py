@@ -1,7 +1,7 @@
 """The learner of merges against the plain algorithm, which counts everything anew after each merge."""
 
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sprachbund.adaptation.merges import MergeLearner, Pair, Piece, Vocabulary
 
-LETTERS = {number: letter for number, letter in enumerate("abcd")}
+LETTERS = dict(enumerate("abcd"))
 LETTERS_AND_BYTES = {**LETTERS, 10: "<0xC3>", 11: "<0xA9>", 12: "<0xA8>"}
 BYTE_IDS = {0xC3: 10, 0xA9: 11, 0xA8: 12}
 WORDS = st.dictionaries(st.lists(st.integers(0, 3), min_size=1, max_size=9).map(tuple), st.integers(1, 5), max_size=8)
@@ -21,7 +21,7 @@ def plain(words: dict[tuple[int, ...], int], num_merges: int) -> list[tuple[Pair
     while len(found) < num_merges:
         counts: Counter[Pair] = Counter()
         for word, weight in words.items():
-            for pair in zip(word, word[1:], strict=False):
+            for pair in pairwise(word):
                 counts[pair] += weight
         known = set(strings.values())
         free = {p: n for p, n in counts.items() if n > 1 and strings[p[0]] + strings[p[1]] not in known}
@@ -53,7 +53,7 @@ def learner(words: dict[tuple[Piece, ...], int], strings: dict[int, str] = LETTE
     return MergeLearner(words, Vocabulary(strings, 100, BYTE_IDS, prefix))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(words=WORDS)
 def test_it_is_the_plain_algorithm(words: dict[tuple[Piece, ...], int]) -> None:
     steps = list(islice(learner(words).steps(), 12))

@@ -65,16 +65,17 @@ def test_the_warning_says_how_short_the_tokens_are_and_what_to_do(tokenizer: Any
     warning = out_of_line("est_Latn", tokenizer, NEW, {"swh_Latn": 2.0, "deu_Latn": 4.0, "fra_Latn": 3.0}, vocab_size=V)
     length = token_length(tokenize_with(tokenizer), NEW)
     assert warning == (
-        f"est_Latn: a token has {length.num_bytes:.2f} bytes ({length.num_characters:.2f} characters) of this text, and "
-        "3.00 of the model's languages' (the least: 2.00 of swh_Latn); --extend-vocab 256 would make its tokens longer"
+        f"est_Latn: a token has {length.num_bytes:.2f} bytes ({length.num_characters:.2f} characters) of this text, "
+        "and 3.00 of the model's languages' (the least: 2.00 of swh_Latn); --extend-vocab 256 would make its "
+        "tokens longer"
     )
 
 
 def test_without_other_languages_the_characters_decide(tokenizer: Any) -> None:
-    assert out_of_line("est_Latn", tokenizer, ["abab " * 30], {}, vocab_size=V) is not None
+    assert out_of_line("est_Latn", tokenizer, ["the cat sat " * 30], {}, vocab_size=V) is None
     warning = out_of_line("chr_Cher", tokenizer, ["ᏣᎳᎩ ᎦᏬᏂᎯᏍᏗ " * 30], {}, vocab_size=V)
     assert warning is not None
-    assert warning.startswith("chr_Cher: a token has 1.00 bytes (0.39 characters) of this text; --extend-vocab")
+    assert warning.startswith("chr_Cher: a token has 1.00 bytes (0.38 characters) of this text; --extend-vocab")
 
 
 def test_a_tokenizer_without_merges_is_no_reason_to_advise_them() -> None:
@@ -90,7 +91,7 @@ def learner(words: dict[tuple[Piece, ...], int]) -> MergeLearner:
     return MergeLearner(words, Vocabulary({number: chr(97 + number) for number in range(26)}, 100))
 
 
-@pytest.mark.parametrize(("factor", "merges"), [(1.0, 1), (1.3, 1), (1.5, 2), (2.0, 4), (4.0, 4)])
+@pytest.mark.parametrize(("factor", "merges"), [(1.0, 1), (1.25, 1), (1.5, 2), (2.0, 4), (4.0, 4)])
 def test_as_many_merges_as_make_tokens_so_much_longer(
     monkeypatch: pytest.MonkeyPatch, factor: float, merges: int
 ) -> None:

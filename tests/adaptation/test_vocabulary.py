@@ -210,12 +210,20 @@ def test_merges_do_not_cross_words_where_the_tokenizer_takes_the_text_for_one() 
     assert not [token for token in extension.tokens if "▁" in token[1:]]
 
 
+def test_unknown_characters_are_part_of_no_token() -> None:
+    tokenizer = with_unknowns()
+    assert tokenizer.tokenize("ᏣᎳᎩ") == ["<unk>"] * 3
+    extension = extend_tokenizer(tokenizer, NEW, 50, vocab_size=len(tokenizer))
+    assert tokenizer.unk_token_id not in {old for pieces in extension.pieces for old in pieces}
+
+
 def test_an_exhausted_text_gives_what_it_has() -> None:
     tokenizer = byte_level()
     extension = extend_tokenizer(tokenizer, ["qx qx"], 10, vocab_size=V)
     assert extension.tokens == ["qx"]
     assert extension.shortfall == (
-        "the text gave 1 of the 10 new tokens that were asked for: nothing else that could be a token occurs twice in it"
+        "the text gave 1 of the 10 new tokens that were asked for: nothing else that could be a token occurs "
+        "twice in it"
     )
 
 

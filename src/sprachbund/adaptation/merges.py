@@ -79,7 +79,7 @@ class MergeLearner:
 
     @property
     def num_pieces(self) -> int:
-        """The tokens of the text so far, without those that stay alone."""
+        """The tokens of the text so far, without unknown ones."""
         total = 0
         for piece, weight in zip(self.piece, self.weight, strict=True):
             if piece is not None:

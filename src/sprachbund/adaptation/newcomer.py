@@ -51,12 +51,10 @@ def new_tags(config: Any, tags: Sequence[str]) -> list[str]:
         for name in (given, tag):
             if name in known:
                 raise InputError(
-                    f"--language {given}: the model has {name} already, as group {known[name]}; leave it out"
+                    f"--language {given}: the model has {name} already (group {known[name]}); leave it out"
                 )
         if tag in found:
-            raise InputError(
-                f"--language {given}: {tag} is given twice, first as {found[tag]}; give each language once"
-            )
+            raise InputError(f"--language {given}: {tag} is there already, as {found[tag]}; give each language once")
         found[tag] = given
     return list(found)
 
@@ -91,13 +89,14 @@ def check_size(
         )
     if scored_tokens < burn_in + 2:
         raise InputError(
-            f"--language {tag}: {scored_tokens} tokens to score on are too few for a burn-in of {burn_in}; give more text"
+            f"--language {tag}: {scored_tokens} tokens to score on are too few for a burn-in of {burn_in}; give more "
+            "text"
         )
     if train_tokens >= LEAST_STEPS * tokens_per_step:
         return None
     return (
-        f"{tag}: its training text has {train_tokens:,} tokens, {train_tokens / tokens_per_step:.1f} steps of "
-        f"{tokens_per_step:,}: what is trained on it will know it by heart; give more text, or smaller steps"
+        f"{tag}: its training text has {train_tokens:,} tokens, less than {LEAST_STEPS} steps of "
+        f"{tokens_per_step:,}: what is trained on it for longer will know it by heart; more text would help"
     )
 
 
@@ -145,8 +144,8 @@ def mostly_known(tag: str, shares: Mapping[str, float]) -> str | None:
     if known is None or shares[known] <= MOSTLY:
         return None
     return (
-        f"{tag}: {shares[known]:.0%} of the text uses the model's tokens as {_named(known)} does, which the model knows; "
-        "is it the right text?"
+        f"{tag}: {shares[known]:.0%} of the text uses the model's tokens as {_named(known)} does, which the model "
+        "knows; is it the right text?"
     )
 
 

@@ -160,11 +160,11 @@ def learner_of(tokenizer: Any, texts: Sequence[str], *, vocab_size: int) -> Merg
     backend = Tokenizer.from_str(json.dumps(settings))
     backend.no_truncation()
     backend.no_padding()
-    alone = {*added, model["vocab"].get(model["unk_token"], -1)}
+    unknown = model["vocab"].get(model["unk_token"])
     starts = {number for number, token in strings.items() if token.startswith(WORD_START)}
     words: Counter[tuple[Piece, ...]] = Counter()
     for ids in _pretokenised(backend, texts):
-        words.update(_words(ids, alone, starts, byte_of))
+        words.update(_words(ids, unknown, starts, byte_of))
 
     vocabulary = Vocabulary(
         strings,
@@ -201,12 +201,12 @@ def _pretokenised(backend: Tokenizer, texts: Sequence[str]) -> Iterator[list[int
 
 
 def _words(
-    ids: Sequence[int], alone: set[int], starts: set[int], byte_of: dict[int, int]
+    ids: Sequence[int], unknown: int | None, starts: set[int], byte_of: dict[int, int]
 ) -> Iterator[tuple[Piece, ...]]:
     """Yield the parts of a word within which pieces may be merged, characters spelled in bytes as such.
 
-    Not across the tokens of `alone`, and not into one of `starts`: tokenizers in the manner of SentencePiece may take
-    a whole text for a word, and mark the beginnings of its words.
+    Not with the token of unknown characters, which stands for any of them, and not into one of `starts`: tokenizers in
+    the manner of SentencePiece may take a whole text for a word, and mark the beginnings of its words.
     """
     word: list[Piece] = []
     for spelled, group in groupby(ids, key=byte_of.__contains__):
@@ -214,10 +214,10 @@ def _words(
             word += bytes(byte_of[number] for number in group).decode()
             continue
         for number in group:
-            if number in alone or number in starts:
+            if number == unknown or number in starts:
                 yield tuple(word)
                 word = []
-            if number not in alone:
+            if number != unknown:
                 word.append(number)
     yield tuple(word)
 

@@ -127,7 +127,8 @@ def score_language(
     """Score a model on a language's text; `routing` None is a dense model, `group` the language's true group.
 
     `path_gate` says how text finds the path of a language that came later (`counts`, `mixture`, `off`; None: as the
-    model's configuration says). `prefix` is a token that a dense model reads in front of every window; the positions that count stay the same.
+    model's configuration says). `prefix` is a token that a dense model reads in front of every window; the positions
+    that count stay the same.
 
     `batch_tokens` is the most that one forward pass reads; fewer where the vocabulary is large, at least one window.
     Raises ValueError where the text is shorter than burn_in + 2 tokens or burn_in is below 1 or fills the window,
