@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from sprachbund.adaptation.newcomer import known_shares, looks_known, mostly_known, mostly_shared, shared_text
+from sprachbund.adaptation.newcomer import (
+    known_shares,
+    looks_known,
+    mostly_known,
+    mostly_shared,
+    nearest_by_counts,
+    shared_text,
+)
+from sprachbund.adaptation.path import token_counts
 from sprachbund.adaptation.token_length import out_of_line
 from sprachbund.corpora.splits import split_documents
 from sprachbund.modeling.model import inner_model
@@ -35,8 +43,9 @@ def newcomer_warnings(work: Work, model: Any, tag: str, table: Sequence[Mapping[
             )["bits_per_byte"]
             for known in relatives
         }
-        best = min(known_scores, key=lambda known: known_scores[known])
-        found.append(looks_known(tag, float(table[0]["bits_per_byte"]), known_scores, best))
+        counts = token_counts([np.asarray(text.stream)], len(gate))
+        near = [row.tag for row in nearest_by_counts(gate, model.config.languages, counts) if row.tag in known_scores]
+        found.append(looks_known(tag, float(table[0]["bits_per_byte"]), known_scores, next(iter(near), relatives[0])))
         corpora = {
             known: split_documents(settings.protect[known], settings.splits, seed=settings.seed) for known in relatives
         }
