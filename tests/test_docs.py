@@ -7,10 +7,14 @@ import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 from command_line import CommandLine
+from typer.main import get_command
 
+from sprachbund.cli.app import app
 from sprachbund.recipe_file import build_recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -110,6 +114,29 @@ def test_the_code_in_getting_started_runs(finished: Path, capsys: pytest.Capture
     code = code.replace("runs/demo/model", str(finished / "model")).replace("spa_Latn", "ita_Latn")
     exec(compile(code, "getting-started.md", "exec"), {})
     assert "sprachbund.modeling" in sys.modules
+
+
+def test_the_code_about_new_languages_runs(finished: Path, tmp_path: Path) -> None:
+    from sprachbund.adaptation.path import add_language
+    from sprachbund.modeling.base import load_model, load_tokenizer
+
+    model, tokenizer = load_model(finished / "model", dtype="float32"), load_tokenizer(finished / "model")
+    add_language(model, ["mam_Latn"], [np.arange(300).repeat(30)], kind="full", parent=0)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (code,) = blocks(ROOT / "docs/adapt.md", "python")
+    found: dict[str, Any] = {}
+    exec(compile(code.replace("runs/bible-18-mam/model", str(tmp_path)), "adapt.md", "exec"), found)
+    assert found["group"] == model.config.num_groups
+    assert found["taken"].shape == found["batch"]["input_ids"].shape
+
+
+def test_the_options_of_adapt_are_those_of_its_page() -> None:
+    adapt: Any = get_command(app)
+    options = {name for part in adapt.commands["adapt"].params for name in part.opts if name.startswith("--")}
+    named = set(re.findall(r"`(--[a-z-]+)", (ROOT / "docs/adapt.md").read_text(encoding="utf-8")))
+    assert options - {"--language"} <= named
+    assert named <= options
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from sprachbund.errors import InputError
 
 ADAPTATION = "adapt.yaml"  # the settings in a folder of `sprachbund adapt`
+EXTENSIONS = "extensions"  # in a model's folder, and an adaptation's: a tokenizer for each path with tokens of its own
 
 
 def read_text(path: Path) -> str:

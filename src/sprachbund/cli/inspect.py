@@ -43,7 +43,9 @@ def as_dict(description: Description, exports: list[Verdict]) -> dict[str, Any]:
     facts = asdict(description)
     if description.mixture is not None:
         facts["mixture"]["language_names"] = {
-            tag: _name(tag) for members in description.mixture.groups for tag in members
+            tag: _name(tag)
+            for members in (*description.mixture.groups, *(path.languages for path in description.mixture.paths))
+            for tag in members
         }
         facts["exports"] = [asdict(verdict) for verdict in exports]
     return facts
@@ -72,6 +74,7 @@ def lines(model: str, description: Description, exports: list[Verdict]) -> Itera
     yield "memory", "weights " + ", ".join(f"{size(number)} in {dtype}" for dtype, number in description.bytes.items())
     if mixture:
         yield from _groups(mixture)
+        yield from _paths(mixture)
         yield from _exports(description, exports)
     elif description.refusal is None:
         yield "expand", f"possible: sprachbund expand {model} --layers ... --groups ... --out DIR"
@@ -125,7 +128,22 @@ def _groups(mixture: Mixture) -> Iterator[tuple[str, str]]:
         return
     for number, members in enumerate(mixture.groups):
         expert = f", with expert {mixture.expert_of_group[number]}" if mixture.expert_of_group else ""
-        yield f"group {number}", ", ".join(f"{_name(tag)} ({tag})" for tag in members) + expert
+        yield f"group {number}", _named(members) + expert
+
+
+def _paths(mixture: Mixture) -> Iterator[tuple[str, str]]:
+    for path in mixture.paths:
+        own = f", {path.extension:,} tokens of its own" if path.extension else ""
+        yield (
+            f"path {path.group_id}",
+            f"{_named(path.languages)}, on group {path.parent}; {path.parameters:,} parameters{own}",
+        )
+    if mixture.paths:
+        yield "path gate", f"{mixture.path_gate} where none is asked for"
+
+
+def _named(tags: list[str]) -> str:
+    return ", ".join(f"{_name(tag)} ({tag})" for tag in tags)
 
 
 def _name(tag: str) -> str:

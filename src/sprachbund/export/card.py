@@ -12,10 +12,11 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from sprachbund import __version__
 from sprachbund.export.card_facts import Facts, gather, hub_language, language_name
 from sprachbund.export.card_text import (
-    compression_part,
+    changes,
     export_part,
     grouping_text,
     kind_in_words,
+    later_part,
     limits,
     results_part,
     summary,
@@ -63,8 +64,9 @@ def render_card(facts: Facts, *, parameters: str) -> str:
         experts=_experts(config),
         kind=kind_in_words(config),
         export=export_part(facts),
-        compression=compression_part(facts),
+        changes=changes(facts),
         grouping=grouping_text(facts),
+        later=later_part(facts),
         training=training(facts),
         results=results_part(facts) if facts.metrics else None,
         limits=limits(facts),
@@ -74,7 +76,7 @@ def render_card(facts: Facts, *, parameters: str) -> str:
 
 def front_matter(facts: Facts) -> str:
     """Return the metadata as YAML: what the Hub finds and lists a model by."""
-    languages = dict.fromkeys(code for tag in facts.tags if (code := hub_language(tag)))
+    languages = dict.fromkeys(code for tag in [*facts.tags, *facts.later] if (code := hub_language(tag)))
     kind = ["mixture-of-experts"] if facts.is_mixture or facts.config.get("num_experts_per_tok") else []
     metadata: dict[str, Any] = {
         "language": list(languages) or None,

@@ -47,6 +47,8 @@ class Facts:
     grouping: Mapping[str, Any] = field(default_factory=dict)
     export: Mapping[str, Any] = field(default_factory=dict)
     compression: Mapping[str, Any] = field(default_factory=dict)
+    regrouping: Mapping[str, Any] = field(default_factory=dict)
+    adaptation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_mixture(self) -> bool:
@@ -63,6 +65,16 @@ class Facts:
     def tags(self) -> list[str]:
         """The languages, group by group."""
         return [tag for members in self.groups for tag in members]
+
+    @property
+    def paths(self) -> list[Mapping[str, Any]]:
+        """The paths of languages that came later, as the configuration has them."""
+        return list(self.config.get("language_paths") or [])
+
+    @property
+    def later(self) -> list[str]:
+        """The languages that came later."""
+        return [tag for path in self.paths for tag in path["languages"]]
 
     @property
     def rows(self) -> list[Row]:
@@ -110,14 +122,16 @@ def gather(folder: Path, *, run: Path | None, base: str | None, evaluated: bool)
     config = _json(folder / "config.json")
     if not config:
         raise InputError(f"{folder} has no config.json; a model card is written for a saved model")
-    export, compression = _json(folder / "export.json"), _json(folder / "compress.json")
+    export, compression, regrouping = (_json(folder / f"{made}.json") for made in ("export", "compress", "regroup"))
     recipe = _recipe(run) if run else {}
     metrics = _metrics(run / "metrics.json") if run and evaluated else {}
     default = folder.parent.name if folder.name == "model" else folder.name
     base = base or export.get("base") or _base(recipe)
     base_model = base if base and is_hub_id(base) else None
     return Facts(
-        title=_title(str(recipe.get("name") or default), config, export | compression, control=bool(recipe)),
+        title=_title(
+            str(recipe.get("name") or default), config, export | compression | regrouping, control=bool(recipe)
+        ),
         config=config,
         groups=_groups(config, export, run),
         base=base_model or (Path(base).name if base else None),
@@ -127,6 +141,8 @@ def gather(folder: Path, *, run: Path | None, base: str | None, evaluated: bool)
         grouping=_json(run / "grouping.json") if run else {},
         export=export,
         compression=compression,
+        regrouping=regrouping,
+        adaptation=_json(folder.parent / "adapt.json") if folder.name == "model" else {},
     )
 
 
@@ -173,6 +189,8 @@ def _title(name: str, config: Mapping[str, Any], made: Mapping[str, Any], *, con
         return f"{name} as {target}"
     if made.get("method"):
         return f"{name}, its experts made smaller"
+    if made.get("verb"):
+        return f"{name}, its groups changed"
     return f"{name}, dense control" if control and not _is_mixture(config) else name
 
 

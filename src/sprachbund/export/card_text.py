@@ -16,6 +16,8 @@ def summary(facts: Facts) -> str:
     if facts.is_mixture:
         config = facts.config
         languages = f"{len(facts.tags)} languages in " if facts.tags else ""
+        count = len(facts.later)
+        later = f"; {count} language{'s' if count > 1 else ''} came later" if count else ""
         layers = len(config.get("moe_layers") or [])
         plural = "" if layers == 1 else "s"
         if config.get("num_groups") == 1:
@@ -23,7 +25,8 @@ def summary(facts: Facts) -> str:
         groups = f"{languages}{_groups(config)}"
         keyed = len(set(config.get("row_of_group") or [])) > 1
         shared = "everything but them and the keyed rows is shared" if keyed else "everything else is shared"
-        return f"A language-group mixture of experts: {groups}, with experts in {layers} layer{plural}; {shared}.{made}"
+        where = f"with experts in {layers} layer{plural}; {shared}{later}"
+        return f"A language-group mixture of experts: {groups}, {where}.{made}"
     target = facts.export.get("target")
     if target == "dense":
         return f"One group of a language-group mixture of experts, as a plain dense model.{made}"
@@ -90,28 +93,89 @@ def export_part(facts: Facts) -> dict[str, Any] | None:
     return {"text": text, "dev": rows, "reference": reference, "caveats": list(export.get("caveats") or [])}
 
 
-def compression_part(facts: Facts) -> dict[str, Any] | None:
+def changes(facts: Facts) -> list[dict[str, Any]]:
+    """Return what was done to a trained mixture without training, and what it cost on the development text."""
+    return [part for part in (_compression(facts.compression), _regrouping(facts.regrouping)) if part]
+
+
+def _compression(made: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what compress.json says: how the experts were made smaller, and what that cost."""
-    made = facts.compression
     if not made.get("method"):
         return None
     pruned = made["method"] == "prune"
     how = f"pruned to {made.get('width')} units" if pruned else f"factored at rank {made.get('rank')}"
     experts = made.get("experts") or {}
     size = f"; they have {experts['after']:,} parameters, before {experts['before']:,}" if experts else ""
-    dev = made.get("dev") or {}
+    text = f"The experts of a trained mixture were {how}, without training{size}."
+    return _change("Smaller experts", text, made.get("dev") or {})
+
+
+def _regrouping(made: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what regroup.json says: how the groups were changed, and what that cost."""
+    if not made.get("done"):
+        return None
+    done = "; then ".join(map(markdown, made["done"]))
+    changed = ", ".join(code(tag) for tag in made.get("changed") or []) or "none"
+    text = (
+        f"The groups of a trained mixture were changed, without training: {done}. "
+        f"Languages that the last step changes where their group is given: {changed}; the others compute what they did."
+    )
+    return _change("Changed groups", text, (made.get("dev") or {}).get("mean") or {})
+
+
+def _change(title: str, text: str, dev: Mapping[str, Any]) -> dict[str, Any]:
     measured = "The loss of quality was measured on development text:" if dev else "What it cost was not measured."
     rows = [
         (routing, score["before"], score["after"], score["after"] / score["before"] - 1)
         for routing, score in dev.items()
     ]
-    return {"text": f"The experts of a trained mixture were {how}, without training{size}. {measured}", "dev": rows}
+    return {"title": title, "text": f"{text} {measured}", "dev": rows}
+
+
+def later_part(facts: Facts) -> dict[str, Any] | None:
+    """Return what is said of languages that came later, each on a path: what that is, and what adapt.json measured."""
+    if not facts.paths:
+        return None
+    text = (
+        "Each has a path of its own: parts that add to what the group it stands on computes, at its own positions "
+        "only; no tensor of the model before it was changed. Text of other languages that are given (`language=...`) "
+        "meets nothing of it. Text that nothing is said about finds a path by "
+        f'{code(facts.config.get("path_gate", "mixture"))} (`path_gate="mixture"`, `"counts"` or `"off"`), which '
+        "costs the other languages little, but not nothing."
+    )
+    own_tokens = [path for path in facts.paths if path.get("extension")]
+    if extended := [markdown(language_name(tag)) for path in own_tokens for tag in path["languages"]]:
+        text += (
+            f" {', '.join(extended)} read tokens of their own: their tokenizers are in `extensions/`, and the language "
+            "must be given."
+        )
+    num_groups = int(facts.config.get("num_groups") or 0)
+    rows = [(num_groups + number, path["languages"], path["parent"]) for number, path in enumerate(facts.paths)]
+    return {"text": text, "rows": rows, "measured": _measured_later(facts)}
+
+
+def _measured_later(facts: Facts) -> list[str]:
+    """Return the scores of the new languages and the worst of the old ones, from the adaptation's own file."""
+    scores = facts.adaptation.get("scores") or {}
+    lines = []
+    for tag in facts.later:
+        after = (scores.get(tag) or {}).get("after") or {}
+        found = [f"{after[mode]['bits_per_byte']:.3f} under `{mode}`" for mode in ("group", "prefix") if mode in after]
+        if found:
+            lines.append(f"{markdown(language_name(tag))}: bits per byte {', '.join(found)}")
+    worst = (facts.adaptation.get("forgetting") or {}).get("worst")
+    if worst and worst["change"] <= 0:
+        lines.append("No other language lost anything, under any routing")
+    elif worst:
+        name = markdown(language_name(worst["language"]))
+        lines.append(f"Of the other languages {name} lost most: perplexity {worst['change']:+.4%}, `{worst['mode']}`")
+    return lines
 
 
 def grouping_text(facts: Facts) -> str:
-    """Return how the groups were made and how sure they are; "" where no file says it."""
+    """Return how the groups were made and how sure they are; "" where no file says it, or they were changed since."""
     how = facts.grouping
-    if not how.get("method"):
+    if not how.get("method") or facts.regrouping:
         return ""
     parts = [f"method {code(how['method'])}"]
     if how.get("objective"):
@@ -193,16 +257,18 @@ def _losers(facts: Facts, routing: str) -> str:
 def limits(facts: Facts) -> list[str]:
     """Return what a reader must know before using the model."""
     lines = _routing_limits(facts) if facts.is_mixture else _export_limits(facts)
-    if facts.is_mixture and not facts.recipe:
+    if facts.is_mixture and not (facts.recipe or facts.later or facts.adaptation):
         lines.append("Nothing here says how it was trained: fresh from `expand` it computes what its dense base does")
     if facts.metrics:
         lines += _measured_limits(facts)
-    elif facts.compression.get("dev"):
+    elif facts.compression.get("dev") or facts.regrouping.get("dev"):
         lines.append("It was not scored on the test split: only its loss against the mixture that it was made from")
+    elif facts.adaptation.get("scores"):
+        lines.append("What is said of its scores was measured when its last languages were added, and only that")
     else:
         lines.append("It was not scored: nothing here shows how good it is")
     if facts.tags:
-        others = f"Languages other than its {len(facts.tags)} were not trained for and not tested"
+        others = f"Languages other than its {len(facts.tags) + len(facts.later)} were not trained for and not tested"
         lines.append(others + ("; under `prefix` they go to the group that their text looks like" * facts.is_mixture))
     lines.append("It repeats the errors and prejudices of its training text; nothing was filtered by this package")
     lines.append("This card sets no licence: those of the base and of the training text hold")

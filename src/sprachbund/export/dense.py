@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sprachbund.errors import InputError
 from sprachbund.export.expert_files import ExpertFiles, joined
-from sprachbund.export.foldable import stored_otherwise, why_not_dense
+from sprachbund.export.foldable import path_languages, stored_otherwise, why_not_dense
 from sprachbund.export.source import Source
 from sprachbund.export.targets import Verdict
 from sprachbund.modeling.checkpoint import LazyTensor
@@ -32,7 +32,9 @@ def dense_verdict(config: Any) -> Verdict:
         return Verdict("dense", exact=False, reasons=(reason,))
     what = "group" if config.language_width is None else "language"
     said = f"one {what} as a plain {config.dense_model_type} model"
-    return Verdict("dense", exact=True, caveats=(said, *stored_otherwise(config)))
+    later = path_languages(config)
+    without = [f"not for {', '.join(later)}, which a path beside the FFN serves"] if later else []
+    return Verdict("dense", exact=True, caveats=(said, *without, *stored_otherwise(config)))
 
 
 def specialist_config(source: Source) -> Any:

@@ -90,7 +90,13 @@ def _group(config: Any, group: int | None, language: str | None) -> int:
         given = "both were given" if group is not None else "neither was given"
         raise InputError(f"a dense model is of one group: give --group or --language ({given})")
     if language is not None:
-        return group_of_language(config, language)
+        number = group_of_language(config, language)
+        if number >= config.num_groups:
+            raise InputError(
+                f"--language {language}: it came later and has a path of its own, whose changes of the attention and "
+                "of every FFN no dense model of one group holds; use the mixture for it, or export another language"
+            )
+        return number
     assert group is not None
     if not 0 <= group < config.num_groups:
         raise InputError(f"--group {group}: the mixture has groups 0 to {config.num_groups - 1}")

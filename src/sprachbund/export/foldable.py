@@ -8,6 +8,7 @@ from typing import Any
 from sprachbund.modeling.config import dense_config
 from sprachbund.modeling.experts import banks
 from sprachbund.modeling.ffn import family_of
+from sprachbund.modeling.language_path import path_specs
 from sprachbund.modeling.skeleton import dense_ffn_shape
 
 
@@ -56,6 +57,11 @@ def stored_otherwise(config: Any, *, every_expert: bool = False) -> list[str]:
     return found
 
 
+def path_languages(config: Any) -> list[str]:
+    """Return the languages that came later, each on a path, of which no export holds anything."""
+    return [tag for spec in path_specs(config) for tag in spec.languages]
+
+
 def half_precision(config: Any) -> bool:
     """Is the model's own type another than float32?"""
     return str(getattr(config, "dtype", None) or "float32").removeprefix("torch.") != "float32"
@@ -64,6 +70,8 @@ def half_precision(config: Any) -> bool:
 def instead(config: Any) -> str:
     """Return what is possible for a mixture that no native architecture holds."""
     said = "the model as it is loads with this package (or trust_remote_code=True where it is installed)"
+    if path_languages(config):
+        said += ", the one that it was adapted from may be exported"
     if why_not_dense(config) is not None:
         return said
     what = "group" if config.language_width is None else "language"

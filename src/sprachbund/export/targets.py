@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from sprachbund.errors import InputError, nearest
-from sprachbund.export.foldable import half_precision, instead, stored_otherwise
+from sprachbund.export.foldable import half_precision, instead, path_languages, stored_otherwise
 from sprachbund.modeling.experts import num_routes
 
 Condition = Callable[[Any], str | None]  # a mixture's configuration -> the reason why the target cannot hold it
@@ -166,7 +166,13 @@ def _one_table(config: Any) -> str | None:
     return None
 
 
-_OF_EVERY_TARGET = (_after_ffn, _one_table)
+def _no_paths(config: Any) -> str | None:
+    if later := path_languages(config):
+        return f"has no place for a language's own path; the model has some ({', '.join(later)})"
+    return None
+
+
+_OF_EVERY_TARGET = (_after_ffn, _one_table, _no_paths)
 _NO_FFN_BIAS = _without("mlp_bias", "biases in its FFNs")
 _NO_ATTENTION_BIAS = _without("attention_bias", "biases in its attention")
 _NO_OUTPUT_BIAS = _without("attention_bias", "bias in its attention's output projection")

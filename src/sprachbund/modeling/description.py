@@ -14,12 +14,27 @@ from sprachbund.modeling.base import load_config
 from sprachbund.modeling.config import dense_config
 from sprachbund.modeling.ffn import FAMILIES
 from sprachbund.modeling.ffn_weights import FfnShape
-from sprachbund.modeling.model import is_dmoe, mixture_layers
+from sprachbund.modeling.language_path import path_specs
+from sprachbund.modeling.model import inner_model, is_dmoe, mixture_layers
 from sprachbund.modeling.parameters import ParameterCounts, count_parameters
 from sprachbund.modeling.skeleton import dense_ffn_shape, skeleton
 from sprachbund.modeling.tables import layer_table
 
 BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class LaterPath:
+    """The path of languages that came later: their group id, the group that it stands on, and how large it is.
+
+    `extension` is the number of tokens that it has beyond the vocabulary.
+    """
+
+    group_id: int
+    languages: list[str]
+    parent: int
+    parameters: int
+    extension: int
 
 
 @dataclass(frozen=True)
@@ -33,7 +48,8 @@ class Mixture:
     `language_width` is the width of the expert that each language has beside it. `kind` is that of the configuration.
     `rows` says what the tables of keyed rows are kept by, `group`, `language` or `all`, None where there are none;
     `row_tables` counts them. `expert_of_group` is the expert of `experts` that each group has in every layer, [] where
-    each has its own or layers differ.
+    each has its own or layers differ. `paths` are those of languages that came later, and `path_gate` says how text
+    that nothing is said about finds them.
     """
 
     layers: list[int]
@@ -49,6 +65,8 @@ class Mixture:
     routing: str
     num_experts_per_tok: int
     router_gradient: str
+    paths: list[LaterPath]
+    path_gate: str
 
 
 @dataclass(frozen=True)
@@ -170,7 +188,23 @@ def _mixture(config: Any, model: Any) -> Mixture:
         routing=config.routing,
         num_experts_per_tok=config.num_experts_per_tok,
         router_gradient=config.router_gradient,
+        paths=_paths(config, model),
+        path_gate=config.path_gate,
     )
+
+
+def _paths(config: Any, model: Any) -> list[LaterPath]:
+    paths = getattr(inner_model(model), "language_paths", ())
+    return [
+        LaterPath(
+            group_id=config.num_groups + number,
+            languages=list(spec.languages),
+            parent=spec.parent,
+            parameters=sum(parameter.numel() for parameter in path.parameters()),
+            extension=spec.extension,
+        )
+        for number, (spec, path) in enumerate(zip(path_specs(config), paths, strict=True))
+    ]
 
 
 def rows_by(config: Any) -> str | None:

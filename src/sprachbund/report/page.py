@@ -1,26 +1,17 @@
-"""Write the report of a finished run: one HTML page that opens offline and prints.
+"""Write the report of a finished run. All numbers come from the run's own files."""
 
-All numbers come from the run's own files. Whatever a file holds is escaped (Jinja's autoescape); only the
-package's own style sheet, script and figures are put in as they are, and a content security policy in the page
-forbids every other script and every connection.
-"""
-
-import base64
-import hashlib
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from sprachbund.files import write_text
 from sprachbund.report import figures
-from sprachbund.report.formats import EQUAL, FILTERS, count, plural, signed
+from sprachbund.report.formats import EQUAL, count, plural, signed
+from sprachbund.report.frame import render
 from sprachbund.report.grouping_section import grouping_section
 from sprachbund.report.reading import Events, LanguageMetrics, Layer, Metrics, RunResult, Scores, read_run
 
@@ -66,42 +57,20 @@ class ShareRow:
 def write_report(folder: Path) -> Path:
     """Write `report.html` into a finished run's directory and return its path.
 
-    The page appears under its name only when it is complete, so a reader never sees half of one.
-
     Raises:
         InputError: `folder` is no finished run, or one of its files is malformed.
     """
-    page = render_report(read_run(folder))
     target = folder / "report.html"
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".report-", suffix=".html")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(page)
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep a web server or a colleague from reading it
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_text(target, render_report(read_run(folder)))
     return target
 
 
 def render_report(run: RunResult) -> str:
     """Return the whole page as HTML."""
-    environment = Environment(
-        loader=FunctionLoader(_asset),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(FILTERS)
     metrics = run.metrics
-    script = _asset("sort.js")
-    return environment.get_template("page.html.j2").render(
+    return render(
+        "page.html.j2",
         metrics=metrics,
-        style=Markup(_asset("page.css")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         has_dense=bool(metrics.change_vs_dense),
         summary=_summary(metrics, run.layers or []),
         ways=WAYS,
@@ -116,11 +85,6 @@ def render_report(run: RunResult) -> str:
         most_columns=_MOST_COLUMNS,
         **_token_shares(metrics, run.events),
     )
-
-
-def _asset(name: str) -> str:
-    """Read a file of this package that goes into the page."""
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _summary(metrics: Metrics, layers: Sequence[Layer]) -> list[str]:

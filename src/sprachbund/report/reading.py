@@ -183,7 +183,7 @@ def _read_text(path: Path) -> str:
     return clean(path.read_text(encoding="utf-8", errors="replace"))
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     """Read a JSON file that the page cannot do without."""
     try:
         return clean_all(json.loads(path.read_text(encoding="utf-8")))
@@ -193,7 +193,7 @@ def _read_json(path: Path) -> Any:
 
 def _read_metrics(path: Path) -> Metrics:
     """Read and check `metrics.json`."""
-    found = _read_json(path)
+    found = read_json(path)
     schema = found.get("schema") if isinstance(found, dict) else None
     if schema != 1:
         raise InputError(
