@@ -12,6 +12,7 @@ from torch import Tensor
 from sprachbund.errors import SprachbundError
 from sprachbund.evaluation import perplexity
 from sprachbund.evaluation.perplexity import LanguageScores, score_language, windows
+from sprachbund.modeling import likelihood
 
 # by their module's name: pytest would collect test_text and TestText
 make_text = perplexity.test_text
@@ -44,6 +45,7 @@ class Stub:
         return SimpleNamespace(
             logits=self.logits.expand(*input_ids.shape, -1),
             group_ids=groups if options.get("routing") == "prefix" else None,
+            path_ids=None,
             # the second layer sends everything to group 1
             router_logits=(one_hot, torch.tensor([0.0, 9.0, 0.0]).expand(*input_ids.shape, -1)),
         )
@@ -183,11 +185,11 @@ def test_batches_stay_below_both_limits(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("floats", [1, 257 * 3, 1 << 24])
 def test_cross_entropy_in_pieces_is_cross_entropy(monkeypatch: pytest.MonkeyPatch, floats: int) -> None:
-    monkeypatch.setattr(perplexity, "FLOATS_AT_ONCE", floats)
+    monkeypatch.setattr(likelihood, "FLOATS_AT_ONCE", floats)
     logits = torch.randn(3, 7, 257, generator=torch.Generator().manual_seed(0)).bfloat16()
     targets = torch.arange(21).view(3, 7)
     expected = -logits.double().log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    found = perplexity._nats(logits, targets)
+    found = likelihood.token_nats(logits, targets)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 

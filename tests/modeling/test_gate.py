@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sprachbund.modeling import count_log_prob
-from sprachbund.modeling.cache import scores_so_far
+from sprachbund.modeling.cache import SCORES, scores_so_far
 from sprachbund.modeling.gate import LanguageGate
 
 
@@ -187,7 +187,7 @@ def test_the_cache_takes_scores_back_with_its_tokens(
 ) -> None:
     model, input_ids = make_moe(), tokens(2, 8)
     cache = model(input_ids[:, :6], use_cache=True).past_key_values
-    kept = cache.language_scores[0][:, 3].clone()
+    kept = cache.notes[SCORES][0][:, 3].clone()
     cache.crop(-2)
     assert cache.get_seq_length() == 4
     assert torch.equal(scores_so_far(cache), kept)

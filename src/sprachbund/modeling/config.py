@@ -36,7 +36,8 @@ _FIELDS: dict[str, tuple[Any, Any]] = {
     "path_gate": (str, "mixture"),
     "path_advantage": (float, 5.0),  # nats by which a path must be ahead under `counts`
     "path_prior": (float, 1e-3),  # of each path under `mixture`
-    "path_commit": (float, 1e-6),  # a side of the mixture that is less likely than that is dropped
+    "path_commit": (float, 1e-6),  # a path that is less likely than that is dropped
+    "path_keep_old": (bool, True),  # the old model never is
 }
 # What the dense configuration must not take over from a mixture's.
 OWN_FIELDS = (*_FIELDS, "auto_map", "architectures", "model_type", "transformers_version")

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from sprachbund.modeling.cache import keep_scores, scores_so_far
+from sprachbund.modeling.cache import cache_of_call, keep_scores, scores_so_far
 from sprachbund.modeling.config import PATH_GATES, ROUTINGS
 from sprachbund.modeling.gate import LanguageGate
 from sprachbund.modeling.language_path import num_group_ids, rows_of_paths
@@ -25,7 +24,11 @@ class GroupDecision:
     language_paths: Any
 
     def decide(self, context: RoutingContext, arguments: dict[str, Any]) -> None:
-        """Fill in the groups of every position, unless the routers choose."""
+        """Fill in the groups of every position, unless the routers choose.
+
+        Under path_gate = "mixture" it is the causal model that weighs the paths, in passes of their own
+        (path_mixture.py); an inner model by itself decides by counts.
+        """
         config: Any = self.config
         context.decided = True
         routing = context.routing or ("group" if context.given is not None else config.routing)
@@ -92,10 +95,7 @@ class GroupDecision:
             raise ValueError("routing = 'prefix' reads tokens: give input_ids, or group_ids with routing = 'group'")
         if not self.language_gate.groups:
             raise ValueError("routing = 'prefix' needs languages, and this model's groups have none; give group_ids")
-        use_cache = arguments.get("use_cache")
-        cache = arguments.get("past_key_values")
-        if cache is None and (self.config.use_cache if use_cache is None else use_cache):
-            cache = arguments["past_key_values"] = DynamicCache(config=self.config)
+        cache = cache_of_call(arguments, self.config)
         mask: Any = arguments.get("attention_mask") if token_mask is None else token_mask
         plain = isinstance(mask, Tensor) and mask.dim() == 2
         mask = mask[:, -input_ids.shape[1] :] if plain else None

@@ -38,6 +38,7 @@ from sprachbund.modeling.language_path import (
     hook_inner,
     path_specs,
 )
+from sprachbund.modeling.path_mixture import is_mixed, mixture
 from sprachbund.modeling.remote import write_remote_code
 from sprachbund.modeling.router import GroupRouter
 from sprachbund.modeling.routing import RoutingContext, current_routing, routed
@@ -49,12 +50,14 @@ class DmoeOutput(CausalLMOutputWithPast):  # type: ignore[misc]
     """The output of a causal model, and `router_logits`, a tuple with one (B, T, E) per mixture layer, for
     its own number of experts E, and `group_ids`, (B, T): the groups that `group` or `prefix` routing used, None under
     `top_k`. `path_ids`, (B, T), are the languages' paths that were taken under any routing, -1 for none (None where the
-    model has none).
+    model has none); under the mixture, that which had more than half of the weight. `path_weights`, (B, T, P), are what
+    each of the P paths had there; None under all else.
     """
 
     router_logits: tuple[Tensor, ...] | None = None
     group_ids: Tensor | None = None
     path_ids: Tensor | None = None
+    path_weights: Tensor | None = None
 
 
 _OUTPUTS = tuple(CausalLMOutputWithPast.__dataclass_fields__)
@@ -164,6 +167,7 @@ class _DmoeForCausalLM(DmoeGeneration, _Ours):
     """The causal model; `forward` takes the three routing modes."""
 
     model_class: Any
+    argument_names: tuple[str, ...]
 
     def __init__(self, config: Any) -> None:
         wanted = config._experts_implementation
@@ -203,22 +207,34 @@ class _DmoeForCausalLM(DmoeGeneration, _Ours):
         where the attention mask is not of that shape. Raises ValueError for bad group ids.
         """
         return_dict = kwargs.pop("return_dict", None)
-        # where a path has more tokens than the vocabulary, the dense family's loss would not know them
-        extended = any(spec.extension for spec in path_specs(self.config))
-        labels = kwargs.pop("labels", None) if extended else None
+        kwargs.update(zip(self.argument_names, args, strict=False))
         context = RoutingContext(routing, group_ids, token_mask, output_router_logits, path_gate=path_gate)
-        with routed(context):
-            outputs = super().forward(*args, return_dict=True, **kwargs)  # type: ignore[misc]
-        context.close()
-        if labels is not None:
-            outputs["loss"] = F.cross_entropy(outputs.logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten())
+        path_weights = None
+        if is_mixed(self.config, context, kwargs):
+            mixed = mixture(self, self._plain, context, {**kwargs, "token_mask": token_mask})
+            outputs, context, path_weights = mixed.outputs, mixed.context, mixed.path_weights
+        else:
+            outputs = self._plain(kwargs, context)
         output = DmoeOutput(
             **{name: outputs.get(name) for name in _OUTPUTS},
             router_logits=tuple(context.router_logits) or None,
             group_ids=context.group_ids,
             path_ids=context.path_ids,
+            path_weights=path_weights,
         )
         return output.to_tuple() if return_dict is False else output
+
+    def _plain(self, arguments: dict[str, Any], context: RoutingContext) -> Any:
+        """Run the dense family's forward under one routing."""
+        # where a path has more tokens than the vocabulary, the dense family's loss would not know them
+        extended = any(spec.extension for spec in path_specs(self.config))
+        labels = arguments.pop("labels", None) if extended else None
+        with routed(context):
+            outputs = super().forward(return_dict=True, **arguments)  # type: ignore[misc]
+        context.close()
+        if labels is not None:
+            outputs["loss"] = F.cross_entropy(outputs.logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten())
+        return outputs
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does, with the few lines that load the model under `trust_remote_code=True`."""
@@ -272,7 +288,12 @@ def causal_lm_class(model_type: str) -> Any:
         "argument_names": tuple(inspect.signature(dense_model.forward).parameters)[1:],
     }
     model = _subclass(f"Dmoe{class_prefix(model_type)}Model", _DmoeModel, dense_model, {**shared, **own})
-    members = {**shared, "model_class": model, "forward": _with_arguments(dense_lm, _DmoeForCausalLM.forward)}
+    members = {
+        **shared,
+        "model_class": model,
+        "argument_names": tuple(inspect.signature(dense_lm.forward).parameters)[1:],
+        "forward": _with_arguments(dense_lm, _DmoeForCausalLM.forward),
+    }
     return _subclass(causal_lm_name(model_type), _DmoeForCausalLM, dense_lm, members)
 
 
