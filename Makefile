@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench-quality bench-survey clean
+.PHONY: demo test check bench-quality bench-survey bench-adapt clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,10 @@ bench-quality: $(VENV)/installed  ## the methods side by side; stop it at any ti
 bench-survey: bench-quality  ## what else was tried with the 18 languages, one seed each
 	$(BIN)/python benchmarks/quality.py survey
 	$(BIN)/python benchmarks/quality_tables.py
+
+bench-adapt: $(VENV)/installed  ## new languages for a model that exists; stop it at any time, the same command continues
+	$(BIN)/python benchmarks/adapt.py
+	$(BIN)/python benchmarks/adapt_tables.py
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

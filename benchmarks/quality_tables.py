@@ -74,15 +74,15 @@ def measured(content: Mapping[str, Any]) -> str:
     return f"{said} {content['note']}" if content.get("note") else said
 
 
-def bars(content: Mapping[str, Any]) -> list[str]:
-    """Return the table of what had to be reached."""
+def bars(content: Mapping[str, Any], *, of: str = "changes of perplexity after burn-in where not said") -> list[str]:
+    """Return the table of what had to be reached; `of` says what the values are."""
     rows = []
     for one in content["bars"]:
         values = ", ".join(f"{value:g}" for value in one["values"])
         rows.append([one["bar"], values, f"{one['at_most']:g}", "yes" if one["holds"] else "**no**"])
     if not rows:
         return []
-    lines = ["What had to be reached; a value per seed, changes of perplexity after burn-in where not said.", ""]
+    lines = [f"What had to be reached; a value per seed, {of}.", ""]
     return [*lines, *table(["", "values over seeds", "at most", "holds"], rows), ""]
 
 
