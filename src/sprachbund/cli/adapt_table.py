@@ -48,7 +48,8 @@ def _new(facts: Mapping[str, Any]) -> Table:
                 *sized,
                 _number(row.bits_per_byte_before, 3),
                 _number(row.bits_per_byte, 3),
-                _number(row.perplexity_before, 2),
+                # under a vocabulary of its own a token is something else than before
+                "" if language.get("extension") else _number(row.perplexity_before, 2),
                 _number(row.perplexity, 2),
                 "" if row.taken is None else f"{row.taken:.1%}",
             )

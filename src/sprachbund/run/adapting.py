@@ -175,17 +175,17 @@ def _evaluate(work: Work, nearest: Mapping[str, list[dict[str, Any]]]) -> dict[s
         for tag, text in work.texts.items():
             best = int(nearest[tag][0]["group"])
             modes = [mode for mode in MODES if mode != "counts" or path_specs(model.config)]
-            first[tag] = {
-                m: as_numbers(score(model, text.test, settings, mode=m, group=best), text.test) for m in modes
-            }
+            found = {mode: score(model, text.test, settings, mode=mode, group=best) for mode in modes}
+            numbers = {mode: as_numbers(scores, text.test) for mode, scores in found.items()}
+            first[tag] = {mode: numbers.get(mode, numbers["prefix"]) for mode in MODES}
         model = work.load(work.place.path("model"))
         new = {tag: text.test for tag, text in work.texts.items()}
         extended = {tag: work.extended_test(tag) for tag in new} if settings.extend_vocab else {}
         measured = {**texts, **{tag: text for tag, text in new.items() if tag not in extended}}
         after, shares = old_scores(model, measured, settings, label="after")
         for tag, own in extended.items():  # without its group given, its text would be tokenised otherwise
-            found = score(model, own, settings, mode="group", group=all_groups(model.config)[tag])
-            after[tag], shares[tag] = {"group": as_numbers(found, own)}, {}
+            of_group = score(model, own, settings, mode="group", group=all_groups(model.config)[tag])
+            after[tag], shares[tag] = {"group": as_numbers(of_group, own)}, {}
         return {
             tag: {
                 "new": tag in new,
