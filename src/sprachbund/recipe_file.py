@@ -48,6 +48,8 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
 _FLOAT = re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.\d*)?[eE][-+]?\d+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
+_OF_VALUES = (ValueError, LookupError, AttributeError)  # "!!int x", "!!bool x", "!!timestamp x": PyYAML does not check
+
 
 def parse_yaml(text: str, name: str) -> Any:
     """Parse YAML; raises InputError with file, line and column."""
@@ -57,7 +59,7 @@ def parse_yaml(text: str, name: str) -> Any:
         mark = error.problem_mark
         where = f"{name}, line {mark.line + 1}, column {mark.column + 1}" if mark else name
         raise InputError(f"{where}: {error.problem}; give valid YAML with every key once") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the last two: "!!int x", brackets in thousands
+    except (yaml.YAMLError, *_OF_VALUES, RecursionError) as error:  # the last: brackets in thousands
         raise InputError(f"{name}: no valid YAML ({brief(error)}); correct it") from None
 
 
@@ -116,6 +118,8 @@ def build_recipe(
         return Recipe.model_validate(merged).resolved(folder.resolve())
     except ValidationError as error:
         raise InputError(explain(error, name)) from None
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
 
 
 def dump_recipe(recipe: Recipe) -> str:

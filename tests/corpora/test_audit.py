@@ -75,7 +75,9 @@ def test_unimax_is_audited_without_a_tokenizer_too(tmp_path: Path) -> None:
 
 
 def test_the_wrong_script_and_many_duplicates_are_warned_about(tmp_path: Path) -> None:
-    swahili, greek = audit(recipe(tmp_path, swh_Latn=SWAHILI + SWAHILI[:120], ell_Grek=SWAHILI))
+    swahili, greek = audit(
+        recipe(tmp_path, swh_Latn=SWAHILI + SWAHILI[:120], ell_Grek=[f"jambo rafiki {i}" for i in range(400)])
+    )
     assert swahili.duplicates == 120
     assert swahili.warnings() == ["swh_Latn: 23% of the documents are duplicates; remove them."]
     assert greek.warnings() == ["ell_Grek: only 0% of the letters are in the script Grek; is it the right text?"]

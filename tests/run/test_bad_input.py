@@ -168,7 +168,7 @@ def test_a_corpus_without_the_field(fail: Fail, tiny: Path) -> None:
     assert (said.status, said.err) == (
         2,
         f"sprachbund: languages.ita_Latn: {tiny.parent}/corpora/ita.jsonl, line 1 has no field 'content'; "
-        "it has 'text'; set the source's field.\n",
+        "it has 'text'; set the source's field, or leave such lines out with on_bad_line: skip.\n",
     )
 
 

@@ -8,6 +8,7 @@ import typer
 
 from sprachbund.cli.options import JsonOption
 from sprachbund.recipe.adapt import Gate, PathChoice
+from sprachbund.recipe.text import BadLinePolicy
 
 
 def adapt(
@@ -37,6 +38,9 @@ def adapt(
         list[str] | None,
         typer.Option("--protect", help="TAG=CORPUS of a language that the model has, to measure it; a run names its."),
     ] = None,
+    on_bad_line: Annotated[
+        BadLinePolicy, typer.Option("--on-bad-line", help="A line of these corpora that gives no document.")
+    ] = "error",
     width: Annotated[int | None, typer.Option("--width", min=1, help="Units of each of the path's experts.")] = None,
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="Rank of its changes of the attention.")] = None,
     extend_vocab: Annotated[
@@ -74,8 +78,8 @@ def adapt(
 
     settings = complete(
         model,
-        parse_languages(language, option="--language"),
-        protect=parse_languages(protect or [], option="--protect"),
+        parse_languages(language, option="--language", on_bad_line=on_bad_line),
+        protect=parse_languages(protect or [], option="--protect", on_bad_line=on_bad_line),
         path=path,
         gate=gate,
         prior=prior,

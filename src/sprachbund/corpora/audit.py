@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from sprachbund.corpora.bad_lines import skipped_warning
 from sprachbund.corpora.mixture import shares
+from sprachbund.corpora.overlap import shared_documents, shared_warning
 from sprachbund.corpora.splits import SplitDocuments, split_documents
 from sprachbund.languages import display_name, script_of, script_share
 from sprachbund.recipe import Recipe
@@ -28,6 +30,8 @@ class AuditRow:
     `documents` counts what was read, `duplicates` how many of these equal an earlier one. `bytes` (UTF-8) and `tokens`
     are of the training split. `share` is the mixture's before groups are known (balanced groups change it).
     `script_share` is the share of the training text's letters that are in the script which the tag names.
+    `skipped` counts what is none of the documents, by reason (`SplitDocuments.skipped`); `shared` are the shares of the
+    documents, each counted once, that other languages have too (`shared_documents`).
     """
 
     tag: str
@@ -43,6 +47,8 @@ class AuditRow:
     train_documents: int
     dev_documents: int
     test_documents: int
+    skipped: dict[str, int] = field(default_factory=dict)
+    shared: dict[str, float] = field(default_factory=dict)
 
     def warnings(self) -> list[str]:
         """Return a sentence for each thing about this corpus that its user should look at."""
@@ -56,7 +62,8 @@ class AuditRow:
             found.append(
                 f"{self.tag}: {self.duplicates / self.documents:.0%} of the documents are duplicates; remove them."
             )
-        return found
+        said = (skipped_warning(self.skipped, self.documents), shared_warning(self.shared))
+        return found + [f"{self.tag}: {warning}" for warning in said if warning]
 
 
 def audit(
@@ -73,11 +80,15 @@ def audit(
     Raises:
         InputError: a corpus cannot be read or leaves a split empty.
     """
+    if documents is None:
+        sources = recipe.languages.items()
+        documents = {tag: split_documents(source, recipe.splits, seed=recipe.seed) for tag, source in sources}
+    shared = shared_documents({tag: mine.all_documents() for tag, mine in documents.items()})
     rows: dict[str, dict[str, Any]] = {}
-    for tag, source in recipe.languages.items():
-        mine = documents[tag] if documents else split_documents(source, recipe.splits, seed=recipe.seed)
+    for tag in recipe.languages:
+        mine = documents[tag]
         counted = None if tokenize is None else num_tokens(mine.train, tokenize)
-        rows[tag] = _measured(tag, mine, counted)
+        rows[tag] = {**_measured(tag, mine, counted), "shared": shared[tag]}
     sizes = {tag: int(row["bytes"]) for tag, row in rows.items()}
     all_tokens = sum(row["tokens"] or 0 for row in rows.values())
     bytes_per_token = sum(sizes.values()) / all_tokens if all_tokens else ASSUMED_BYTES_PER_TOKEN
@@ -106,6 +117,7 @@ def _measured(tag: str, documents: SplitDocuments, counted: int | None) -> dict[
         "train_documents": len(documents.train),
         "dev_documents": len(documents.dev),
         "test_documents": len(documents.test),
+        "skipped": documents.skipped,
     }
 
 
@@ -122,7 +134,18 @@ def render_audit(rows: Sequence[AuditRow]) -> Table:
     table = Table(title="Corpora", caption="\n".join(notes) or None, caption_justify="left", caption_style="yellow")
     table.add_column("language")
     table.add_column("name")
-    for title in ("documents", "MB", "tokens", "bytes/token", "share", "duplicates", "script", "removed lines"):
+    for title in (
+        "documents",
+        "MB",
+        "tokens",
+        "bytes/token",
+        "share",
+        "duplicates",
+        "shared",
+        "script",
+        "removed lines",
+        "skipped",
+    ):
         table.add_column(title, justify="right")
     table.add_column("train/dev/test", justify="right")
     for row in rows:
@@ -135,8 +158,10 @@ def render_audit(rows: Sequence[AuditRow]) -> Table:
             "-" if row.bytes_per_token is None else f"{row.bytes_per_token:.2f}",
             f"{row.share:.1%}",
             f"{row.duplicates:,}",
+            f"{max(row.shared.values(), default=0):.1%}",
             f"{row.script_share:.0%}",
             f"{row.removed_lines:,}",
+            f"{sum(row.skipped.values()):,}",
             f"{row.train_documents:,}/{row.dev_documents:,}/{row.test_documents:,}",
             style="yellow" if row.warnings() else None,
         )

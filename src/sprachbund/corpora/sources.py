@@ -1,6 +1,8 @@
 """Read the documents of one language from a file, the Hub or the embedded CLDR corpus.
 
 All of it is lazy: a corpus is never held in memory here, and a mistake in line n is reported when line n is reached.
+The readers of the formats yield documents and, for a line that gives none, what is wrong with it (`BadLine`);
+`_clean` does with those what the source's `on_bad_line` says.
 """
 
 from __future__ import annotations
@@ -9,29 +11,40 @@ import gzip
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sprachbund.errors import InputError, SprachbundError, nearest
+from sprachbund.corpora.bad_lines import EMPTY, MAX_LINE_BYTES, BadLine, describe_skipped
+from sprachbund.corpora.lines import split_lines
+from sprachbund.errors import InputError, SprachbundError, brief, nearest
 from sprachbund.recipe import Source
 
 SPLITS = ("train", "dev", "test")
 FORMATS = (".jsonl", ".txt", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
 CHUNK_BYTES = 1 << 20
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+ZST_BYTES = 1 << 10  # of compressed data at once: in the worst case one KiB of it holds 32 MiB
+ROWS_AT_ONCE = 1024  # of a Parquet column
+
+Found = Iterator[str | BadLine]
 
 
-def read_documents(source: Source, *, split: str | None = None, seed: int = 0) -> Iterator[str]:
+def read_documents(
+    source: Source, *, split: str | None = None, seed: int = 0, skipped: Counter[str] | None = None
+) -> Iterator[str]:
     """Yield the documents of `source` one by one, stripped of outer white space, empty ones left out.
 
-    Why nothing more is done to the text: a model sees what its users write, so neither case nor Unicode form changes.
-    A .txt file holds one document per line; a .jsonl or .parquet file one per row, in `source.field`. `split` (train,
-    dev or test) takes the place of {split} in the path and is given for such paths only; `seed` matters to CLDR only.
+    Why nothing more is done to the text: a model sees what its users write, so neither case nor Unicode form changes,
+    and marks of the direction of writing stay. A .txt file holds one document per line; a .jsonl or .parquet file one
+    per row, in `source.field`. `split` (train, dev or test) takes the place of {split} in the path and is given for
+    such paths only; `seed` matters to CLDR only. `skipped` is where what is left out is counted while it is read:
+    empty documents, and under `on_bad_line: skip` bad lines by `BadLine.reason`.
 
     Raises:
-        InputError: a file or data set that is missing, damaged, without the field, or without any text.
+        InputError: a file or data set that is missing, damaged, or without any text; a bad line, unless it is to be
+            skipped (see `BadLine`).
         SprachbundError: the Hub could not be reached.
         ValueError: `split` does not fit the path (a caller's mistake).
     """
@@ -41,12 +54,12 @@ def read_documents(source: Source, *, split: str | None = None, seed: int = 0) -
         raise ValueError(f"split={split!r} is none of {', '.join(SPLITS)}")
     if source.file is not None:
         path = Path(source.file.replace("{split}", split or ""))
-        documents, name = _file(path, source.field), str(path)
+        found, name = _file(path, source.field), str(path)
     elif source.hub is not None:
-        documents, name = _hub(source), f"the Hub data set {source.hub}"
+        found, name = _hub(source), f"the Hub data set {source.hub}"
     else:
-        documents, name = _cldr(source, seed), f"the CLDR corpus {source.cldr}"
-    return _clean(documents, name=name, most=source.max_documents)
+        found, name = _cldr(source, seed), f"the CLDR corpus {source.cldr}"
+    return _clean(found, source, name=name, skipped=Counter() if skipped is None else skipped)
 
 
 def has_splits(source: Source) -> bool:
@@ -54,19 +67,28 @@ def has_splits(source: Source) -> bool:
     return source.file is not None and "{split}" in source.file
 
 
-def _clean(documents: Iterator[str], *, name: str, most: int | None) -> Iterator[str]:
-    count = 0
-    for document in documents:
-        if text := document.strip():
+def _clean(found: Found, source: Source, *, name: str, skipped: Counter[str]) -> Iterator[str]:
+    count, here = 0, Counter[str]()
+    for item in found:
+        if isinstance(item, BadLine) and source.on_bad_line == "error":
+            raise item
+        reason = item.reason if isinstance(item, BadLine) else EMPTY
+        if not isinstance(item, BadLine) and (text := item.strip()):
             yield text
             count += 1
-            if count == most:
+            if count == source.max_documents:
                 return
+        else:
+            skipped[reason] += 1
+            here[reason] += 1
     if count == 0:
-        raise InputError(f"{name} holds no document with text; give a source that does, or remove the language.")
+        left_out = f" (left out: {describe_skipped(here)})" if here else ""
+        raise InputError(
+            f"{name} holds no document with text{left_out}; give a source that does, or remove the language."
+        )
 
 
-def _file(path: Path, field: str) -> Iterator[str]:
+def _file(path: Path, field: str) -> Found:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else None
     kind = suffixes[-1] if suffixes else ""
@@ -79,19 +101,37 @@ def _file(path: Path, field: str) -> Iterator[str]:
     if kind == ".parquet":
         yield from _parquet(path, field, compression)
         return
-    number = 0
-    for number, line in enumerate(_lines(path, compression), start=1):
+    for number, line in enumerate(split_lines(_chunks(path, compression), longest=MAX_LINE_BYTES), start=1):
         where = f"{path}, line {number}"
         try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{where} is not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start}); "
-                "convert the file to UTF-8."
-            ) from None
-        if not text.strip():
-            continue
-        yield _text(_record(text, where), field, where) if kind == ".jsonl" else text
+            if text := _decoded(line, where).strip():  # a blank line is no document, not an empty one
+                yield _text(_record(text, where), field, where) if kind == ".jsonl" else text
+        except BadLine as bad:
+            yield bad
+
+
+def _decoded(line: bytes | None, where: str) -> str:
+    """Return a line, or a value of a Parquet column, as text; None stands for one that is too long."""
+    if line is None or len(line) > MAX_LINE_BYTES:
+        raise _too_long(where)
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"{where} is not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start})"
+        raise BadLine("not UTF-8", found, "convert the file to UTF-8") from None
+    _check_nul(text, where)
+    return text
+
+
+def _too_long(where: str) -> BadLine:
+    found = f"{where} is longer than {MAX_LINE_BYTES >> 20} MiB"
+    return BadLine("too long", found, "cut it into several documents")
+
+
+def _check_nul(text: str, where: str) -> None:
+    if (place := text.find("\0")) >= 0:
+        found = f"{where} has a NUL character at character {place}, as damaged and UTF-16 files do"
+        raise BadLine("NUL character", found, "repair the file")
 
 
 def _check_exists(path: Path) -> None:
@@ -103,24 +143,6 @@ def _check_exists(path: Path) -> None:
         raise InputError(f"{path} does not exist, nor does its folder; paths are relative to the recipe.")
     hint = nearest(path.name, [entry.name for entry in path.parent.iterdir() if entry.is_file()])
     raise InputError(f"{path} does not exist{hint or '; paths are relative to the recipe.'}")
-
-
-def _lines(path: Path, compression: str | None) -> Iterator[bytes]:
-    """Yield the lines of a file without their line feeds.
-
-    Only the line feed ends a line: U+2028 and its like may stand inside a JSON string.
-    """
-    rest: list[bytes] = []
-    mark = True
-    for chunk in _chunks(path, compression):
-        head, *tails = chunk.split(b"\n")
-        rest.append(head)
-        for tail in tails:
-            line = b"".join(rest)
-            yield line.removeprefix(BYTE_ORDER_MARK) if mark else line
-            mark, rest = False, [tail]
-    if last := b"".join(rest):
-        yield last.removeprefix(BYTE_ORDER_MARK) if mark else last
 
 
 def _chunks(path: Path, compression: str | None) -> Iterator[bytes]:
@@ -147,18 +169,18 @@ def _zst_chunks(raw: io.BufferedReader) -> Iterator[bytes]:
     """Decompress frame after frame; zstandard's own reader takes a truncated frame for the end of the file."""
     import zstandard
 
-    pending = raw.read(CHUNK_BYTES)
+    pending = raw.read(ZST_BYTES)
     while pending:
         frame = zstandard.ZstdDecompressor().decompressobj()
         while not frame.eof:
             if not pending:
                 raise EOFError
             yield frame.decompress(pending)
-            pending = b"" if frame.eof else raw.read(CHUNK_BYTES)
-        pending = frame.unused_data or raw.read(CHUNK_BYTES)
+            pending = b"" if frame.eof else raw.read(ZST_BYTES)
+        pending = frame.unused_data or raw.read(ZST_BYTES)
 
 
-def _parquet(path: Path, field: str, compression: str | None) -> Iterator[str]:
+def _parquet(path: Path, field: str, compression: str | None) -> Found:
     import pyarrow
     import pyarrow.parquet
 
@@ -169,41 +191,64 @@ def _parquet(path: Path, field: str, compression: str | None) -> Iterator[str]:
         if field not in columns:
             raise InputError(f"{path} has no column {field!r}; it has {_listed(columns)}; set the source's field.")
         row = 0
-        for batch in file.iter_batches(columns=[field]):
-            for value in batch.column(0).to_pylist():
+        for batch in file.iter_batches(columns=[field], batch_size=ROWS_AT_ONCE):
+            for value in _values(batch.column(0), f"{path}: the column {field!r}"):
                 row += 1
-                yield _string(value, field, f"{path}, row {row}")
+                where = f"{path}, row {row}"
+                try:
+                    yield _decoded(value, where) if isinstance(value, bytes) else _string(value, field, where)
+                except BadLine as bad:
+                    yield bad
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path} is no sound Parquet file ({_first_line(error)}); fetch it again.") from None
 
 
+def _values(column: Any, name: str) -> list[bytes | None]:
+    """Return a text column's values undecoded: the format promises UTF-8, and not every writer keeps that."""
+    import pyarrow
+
+    kind = column.type.value_type if pyarrow.types.is_dictionary(column.type) else column.type
+    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+        raise InputError(f"{name} holds {kind}, not text; set the source's field to a column with text.")
+    values: list[bytes | None] = column.cast(kind).cast(pyarrow.large_binary()).to_pylist()
+    return values
+
+
 def _record(line: str, where: str) -> Mapping[str, Any]:
+    advice = "give one object a line"
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON: {error.msg} at column {error.colno}; give one object a line.") from None
+        raise BadLine("no JSON object", f"{where} is not JSON: {error.msg} at column {error.colno}", advice) from None
+    except ValueError as error:  # a whole number of thousands of digits
+        raise BadLine("no JSON object", f"{where} cannot be read as JSON ({brief(error)})", advice) from None
     except RecursionError:
-        raise InputError(f"{where} is nested too deeply to be read as JSON; give one flat object a line.") from None
+        raise BadLine("no JSON object", f"{where} is nested too deeply to be read as JSON", advice) from None
     if not isinstance(record, dict):
-        raise InputError(f"{where} holds a JSON {type(record).__name__}; give one object with a text field a line.")
+        found = f"{where} holds a JSON {type(record).__name__}"
+        raise BadLine("no JSON object", found, "give one object with a text field a line")
     return record
 
 
 def _text(record: Mapping[str, Any], field: str, where: str) -> str:
     if field not in record:
-        raise InputError(f"{where} has no field {field!r}; it has {_listed(list(record))}; set the source's field.")
+        found = f"{where} has no field {field!r}; it has {_listed(list(record))}"
+        raise BadLine("no such field", found, "set the source's field")
     return _string(record[field], field, where)
 
 
 def _string(value: Any, field: str, where: str) -> str:
     if not isinstance(value, str):
-        raise InputError(f"{where}: field {field!r} is {type(value).__name__}, not a string; name a field with text.")
+        found = f"{where}: field {field!r} is {type(value).__name__}, not a string"
+        raise BadLine("no text", found, "name a field with text")
     try:
-        value.encode("utf-8")  # JSON can spell half a surrogate pair, which no tokenizer takes
+        num_bytes = len(value.encode("utf-8"))  # JSON can spell half a surrogate pair, which no tokenizer takes
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"{where}: field {field!r} has half a surrogate pair at character {error.start}; repair the text."
-        ) from None
+        found = f"{where}: field {field!r} has half a surrogate pair at character {error.start}"
+        raise BadLine("half a surrogate pair", found, "repair the text") from None
+    if num_bytes > MAX_LINE_BYTES:
+        raise _too_long(where)
+    _check_nul(value, f"{where}: field {field!r}")
     return value
 
 
@@ -216,7 +261,7 @@ def _first_line(error: BaseException) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-def _hub(source: Source) -> Iterator[str]:
+def _hub(source: Source) -> Found:
     """Stream a Hub data set; every library exception becomes one sentence.
 
     The library raises a dozen unrelated kinds (its own, ValueError, httpx's, pyarrow's), so the kind is not filtered:
@@ -241,7 +286,10 @@ def _hub(source: Source) -> Iterator[str]:
         except Exception as error:
             raise _hub_error(error, name, source) from error
         number += 1
-        yield _text(row, source.field, f"{name}, split {source.split}, row {number}")
+        try:
+            yield _text(row, source.field, f"{name}, split {source.split}, row {number}")
+        except BadLine as bad:
+            yield bad
 
 
 def _hub_error(error: Exception, name: str, source: Source) -> SprachbundError:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import pairwise
 
@@ -20,7 +21,8 @@ class SplitDocuments:
     """The documents of one language.
 
     `documents` is the number read, before anything was removed; `duplicates` how many of these equal an earlier one;
-    `removed_lines` how many lines dev and test lost because an earlier split holds them too.
+    `removed_lines` how many lines dev and test lost because an earlier split holds them too; `skipped` what was not
+    read, by reason: empty documents, and bad lines where the source's `on_bad_line` is skip.
     """
 
     train: list[str]
@@ -29,6 +31,12 @@ class SplitDocuments:
     removed_lines: int
     duplicates: int
     documents: int
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    def all_documents(self) -> Iterator[str]:
+        """Yield the documents of train, dev and test."""
+        for split in SPLITS:
+            yield from getattr(self, split)
 
 
 def split_documents(source: Source, splits: Splits, *, seed: int) -> SplitDocuments:
@@ -45,11 +53,12 @@ def split_documents(source: Source, splits: Splits, *, seed: int) -> SplitDocume
     Raises:
         InputError: a split ends up empty.
     """
+    skipped: Counter[str] = Counter()
     if has_splits(source):
-        cut = {split: list(read_documents(source, split=split, seed=seed)) for split in SPLITS}
+        cut = {split: list(read_documents(source, split=split, seed=seed, skipped=skipped)) for split in SPLITS}
     else:
         cut = {split: [] for split in SPLITS}
-        for document in read_documents(source, seed=seed):
+        for document in read_documents(source, seed=seed, skipped=skipped):
             cut[_split_of(document, splits, seed)].append(document)
     read = [document for documents in cut.values() for document in documents]
     seen = lines_of(cut["train"])
@@ -62,6 +71,7 @@ def split_documents(source: Source, splits: Splits, *, seed: int) -> SplitDocume
         removed_lines=removed_dev + removed_test,
         duplicates=len(read) - len(set(read)),
         documents=len(read),
+        skipped=dict(skipped),
     )
     _check(result, source)
     return result

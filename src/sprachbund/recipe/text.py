@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from sprachbund.recipe.part import Part, Positive, Rate, Share
 
+BadLinePolicy = Literal["error", "skip"]
+
 
 class Scratch(Part):
     """A base made on the spot: a byte-level BPE tokenizer and a small decoder trained on the mixture."""
@@ -68,6 +70,11 @@ class Source(Part):
     max_documents: Positive | None = Field(None, description="read at most so many documents")
     keep: Share | None = Field(
         None, description="share of the train split that is kept, in stretches spread evenly over it; null: all"
+    )
+    on_bad_line: BadLinePolicy = Field(
+        "error",
+        description="a line that gives no document (not UTF-8, NUL, over 16 MiB, no JSON object, no text in the "
+        "field): stop and name it, or leave it out and count it in audit and report",
     )
     family: str | None = Field(
         None, min_length=1, description="language family, for groups.source: family and to judge groups by"

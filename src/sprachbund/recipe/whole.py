@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from sprachbund.errors import InputError, nearest
+from sprachbund.errors import InputError, brief, nearest
 from sprachbund.languages import canonical
 from sprachbund.recipe.compare import Compare
 from sprachbund.recipe.part import Part
@@ -187,15 +188,23 @@ class Recipe(Part):
         return None if None in found.values() else {tag: str(family) for tag, family in found.items()}
 
     def resolved(self, folder: Path) -> Recipe:
-        """Return the recipe with every relative path made absolute, seen from `folder`."""
+        """Return the recipe with every relative path made absolute, seen from `folder`.
+
+        Raises InputError for a path that there cannot be, such as one with a NUL character.
+        """
 
         def absolute(path: str | None) -> str | None:
-            return path if path is None else str((folder / Path(path).expanduser()).resolve())
+            if path is None:
+                return None
+            try:
+                return str((folder / os.path.expanduser(path)).resolve())
+            except (OSError, RuntimeError, ValueError) as error:
+                raise InputError(f"{path!r} cannot be a path ({brief(error)}); correct it") from None
 
         languages = {
             tag: source.model_copy(update={"file": absolute(source.file)}) for tag, source in self.languages.items()
         }
-        local = self.base.path is not None and (folder / Path(self.base.path).expanduser()).is_dir()
+        local = self.base.path is not None and os.path.isdir(folder / os.path.expanduser(self.base.path))
         base = self.base.model_copy(update={"path": absolute(self.base.path)}) if local else self.base
         if (scratch := base.scratch) is not None:
             scratch = scratch.model_copy(update={"tokenizer": absolute(scratch.tokenizer)})

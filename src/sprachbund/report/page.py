@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from sprachbund.files import write_text
 from sprachbund.report import figures
+from sprachbund.report.corpora_section import corpora_section
 from sprachbund.report.formats import EQUAL, count, plural, signed
 from sprachbund.report.frame import render
 from sprachbund.report.grouping_section import grouping_section
@@ -79,6 +80,7 @@ def render_report(run: RunResult) -> str:
         stages=_STAGES,
         recipe=run.recipe,
         **grouping_section(run),
+        **corpora_section(run.corpora, {tag: language.name for tag, language in metrics.languages.items()}),
         **_layers(run),
         **_curves(run.events),
         routers={way: _router_rows(metrics, way) for way in ("prefix", "top_k")},

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sprachbund.errors import InputError
 from sprachbund.grouping.greedy import read_groups
 from sprachbund.grouping.similarity_csv import Similarity, read_similarity
+from sprachbund.report.corpora_section import CorpusFacts, corpus_facts
 from sprachbund.report.formats import clean, clean_all
 from sprachbund.report.grouping_file import GroupingResult, read_grouping_file
 from sprachbund.report.similarity_files import OtherSimilarities, read_other_similarities
@@ -144,6 +145,7 @@ class RunResult:
     others: OtherSimilarities
     layers: list[Layer] | None
     events: Events | None
+    corpora: dict[str, CorpusFacts]
 
 
 def read_run(folder: Path) -> RunResult:
@@ -161,9 +163,10 @@ def read_run(folder: Path) -> RunResult:
     groups = {tag: language.group for tag, language in metrics.languages.items()}
     if (folder / "groups.json").is_file():
         groups = {**read_groups(folder / "groups.json").as_dict(), **groups}
-    recipe, similarity, layers, events, how = (
-        folder / name for name in ("recipe.yaml", "similarity.csv", "layers.csv", "events.jsonl", "grouping.json")
+    recipe, similarity, layers, events = (
+        folder / name for name in ("recipe.yaml", "similarity.csv", "layers.csv", "events.jsonl")
     )
+    how, corpora = folder / "grouping.json", folder / "corpora.json"
     grouping = read_grouping_file(how) if how.is_file() else GroupingResult()
     source = grouping.how.source if grouping.how else None
     return RunResult(
@@ -175,6 +178,7 @@ def read_run(folder: Path) -> RunResult:
         others=read_other_similarities(folder / "similarity", groups, used=source),
         layers=read_layers(layers) if layers.is_file() else None,
         events=_read_events(events, with_dense="dense" in metrics.average.perplexity) if events.is_file() else None,
+        corpora=corpus_facts(read_json(corpora), corpora) if corpora.is_file() else {},
     )
 
 

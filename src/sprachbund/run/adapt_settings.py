@@ -13,6 +13,7 @@ from sprachbund.files import ADAPTATION
 from sprachbund.languages import canonical
 from sprachbund.recipe import Adaptation, Recipe, Source
 from sprachbund.recipe.adapt import corpus
+from sprachbund.recipe.text import BadLinePolicy
 from sprachbund.run.directory import read_adaptation, read_run
 
 BLOCKS_PER_STEP = 8  # a single language needs small steps and many of them
@@ -20,8 +21,11 @@ LEARNING_RATE = 1e-4  # where no run says what its model was trained at
 BLOCK_SIZE = 2048
 
 
-def parse_languages(given: list[str], *, option: str) -> dict[str, Source]:
-    """Return {tag: source} from TAG=CORPUS words; raises InputError, naming the option, for what is none."""
+def parse_languages(given: list[str], *, option: str, on_bad_line: BadLinePolicy = "error") -> dict[str, Source]:
+    """Return {tag: source} from TAG=CORPUS words; raises InputError, naming the option, for what is none.
+
+    `on_bad_line` holds for all of them.
+    """
     found: dict[str, Source] = {}
     for word in given:
         tag, equals, text = word.partition("=")
@@ -33,7 +37,7 @@ def parse_languages(given: list[str], *, option: str) -> dict[str, Source]:
         tag = canonical(tag)
         if tag in found:
             raise InputError(f"{option} {word}: {tag} is given twice; give each language once")
-        found[tag] = corpus(text)
+        found[tag] = corpus(text).model_copy(update={"on_bad_line": on_bad_line})
     return found
 
 

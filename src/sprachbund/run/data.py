@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sprachbund.corpora.bad_lines import skipped_warning
 from sprachbund.corpora.mixture import schedule, shares
+from sprachbund.corpora.overlap import shared_documents, shared_warning
 from sprachbund.corpora.packing import Packed, load_packed, pack_cached
 from sprachbund.corpora.splits import SplitDocuments, split_documents
 from sprachbund.errors import InputError
 from sprachbund.files import write_text
-from sprachbund.progress import track
+from sprachbund.progress import say, track
 from sprachbund.recipe import Recipe, Source
 from sprachbund.run.directory import Run, read_json
 
@@ -32,6 +34,8 @@ BYTES_FOR_TOKENIZER = 50_000_000  # of all languages together: more text changes
 def source_state(source: Source) -> Any:
     """Return what tells whether a corpus has changed: the source, and the content of its files wherever they lie."""
     state: dict[str, Any] = source.model_dump(mode="json", exclude_none=True, exclude={"family"})
+    if source.on_bad_line == "error":  # which changes no text, so that runs from before there was a choice stay valid
+        del state["on_bad_line"]
     if source.file:
         paths = [Path(source.file.replace("{split}", split)) for split in ("train", "dev", "test")]
         state["file"] = [[p.suffixes, _content(p)] for p in dict.fromkeys(paths) if p.is_file()]
@@ -160,18 +164,7 @@ def pack_corpora(run: Run, corpora: Corpora, tokenizer: Any) -> PackedCorpora:
                 packed[tag].num_blocks(run.recipe.train.block_size)
                 read_test_text(corpora, tag, tokenizer)
                 advance(1, tag)
-        facts = {
-            tag: {
-                "documents": p.num_documents,
-                "bytes": p.num_bytes,
-                "tokens": p.num_tokens,
-                "sha256": p.digest,
-                "dev_documents": len(corpora.documents[tag].dev),
-                "test_documents": len(corpora.documents[tag].test),
-                "file": str(p.path),
-            }
-            for tag, p in packed.items()
-        }
+        facts = _facts(packed, corpora.documents)
         write_text(run.path("corpora.json"), json.dumps(facts, indent=1) + "\n")
         return {"train_tokens": sum(p.num_tokens for p in packed.values())}
 
@@ -184,6 +177,29 @@ def pack_corpora(run: Run, corpora: Corpora, tokenizer: Any) -> PackedCorpora:
         if tag not in packed:
             packed[tag] = pack_one(tag, corpora.documents[tag].train)
     return PackedCorpora({tag: packed[tag] for tag in recipe.languages})
+
+
+def _facts(packed: Mapping[str, Packed], documents: Mapping[str, SplitDocuments]) -> dict[str, dict[str, Any]]:
+    """Return what corpora.json says of every language; what its user should look at is said at once as well."""
+    shared = shared_documents({tag: split.all_documents() for tag, split in documents.items()})
+    facts: dict[str, dict[str, Any]] = {}
+    for tag, stream in packed.items():
+        split = documents[tag]
+        for warning in (skipped_warning(split.skipped, split.documents), shared_warning(shared[tag])):
+            if warning:
+                say(f"languages.{tag}: {warning}")
+        facts[tag] = {
+            "documents": stream.num_documents,
+            "bytes": stream.num_bytes,
+            "tokens": stream.num_tokens,
+            "sha256": stream.digest,
+            "dev_documents": len(split.dev),
+            "test_documents": len(split.test),
+            "skipped": split.skipped,
+            "shared": shared[tag],
+            "file": str(stream.path),
+        }
+    return facts
 
 
 def _load_packed(run: Run) -> dict[str, Packed]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sprachbund.adaptation.newcomer import check_script, check_size
+from sprachbund.corpora.bad_lines import skipped_warning
 from sprachbund.corpora.packing import Packed, pack_cached
 from sprachbund.corpora.splits import SplitDocuments, split_documents
 from sprachbund.errors import InputError
@@ -65,7 +66,9 @@ def read_new(tag: str, source: Source, settings: Adaptation, tokenizer: Any) -> 
         tokens_per_step=settings.tokens_per_step,
     )
     dev = scored_text(documents.dev, settings, tokenizer, name=f"{name}: the dev split", most=NEAREST_TOKENS)
-    return NewText(tag, documents, packed, dev, test, [said for said in (script, size) if said])
+    bad = skipped_warning(documents.skipped, documents.documents)
+    bad = f"{tag}: {bad}" if bad else None
+    return NewText(tag, documents, packed, dev, test, [said for said in (script, size, bad) if said])
 
 
 def scored_text(
