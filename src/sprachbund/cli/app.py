@@ -8,7 +8,20 @@ from typing import NoReturn
 import typer
 
 from sprachbund import __version__
-from sprachbund.cli import adapt, compare, compress, expand, export, inspect, make, plan, push, regroup, stages
+from sprachbund.cli import (
+    adapt,
+    compare,
+    compress,
+    expand,
+    export,
+    inspect,
+    make,
+    plan,
+    push,
+    regroup,
+    resources,
+    stages,
+)
 from sprachbund.errors import InputError, SprachbundError
 from sprachbund.run.directory import disk_error
 
@@ -41,7 +54,7 @@ VERBS: list[Callable[..., None]] = [
     *(make.init, make.audit, stages.run, stages.demo),
     *(plan.probe, plan.group, plan.layers),
     *(expand.expand, stages.train, stages.evaluate, stages.report),
-    compare.compare,
+    *(compare.compare, resources.plan),
     adapt.adapt,
     *(regroup.split, regroup.merge, regroup.prune, regroup.keep, regroup.reassign),
     *(inspect.inspect, compress.compress, export.export, push.push),

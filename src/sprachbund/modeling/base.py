@@ -53,14 +53,13 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
 
 
-def scratch_model(scratch: Scratch, *, vocab_size: int, block_size: int, eos_token_id: int, seed: int) -> Any:
-    """Return a freshly initialised small decoder of the family, with tied embeddings.
+def scratch_config(scratch: Scratch, *, vocab_size: int, block_size: int, eos_token_id: int) -> Any:
+    """Return the configuration of a small decoder of the family, with tied embeddings.
 
     Weights have the standard deviation sqrt(2 / 5D) (SmallInit, Nguyen and Salazar 2019): the families' usual 0.02 is
     for large models, and at width 64 it costs a tenth of the perplexity.
     """
-    torch.manual_seed(seed)
-    config = AutoConfig.for_model(
+    return AutoConfig.for_model(
         scratch.family,
         vocab_size=vocab_size,
         hidden_size=scratch.hidden_size,
@@ -76,6 +75,12 @@ def scratch_model(scratch: Scratch, *, vocab_size: int, block_size: int, eos_tok
         eos_token_id=eos_token_id,
         pad_token_id=eos_token_id,
     )
+
+
+def scratch_model(scratch: Scratch, *, vocab_size: int, block_size: int, eos_token_id: int, seed: int) -> Any:
+    """Return a freshly initialised small decoder of the family (`scratch_config`)."""
+    torch.manual_seed(seed)
+    config = scratch_config(scratch, vocab_size=vocab_size, block_size=block_size, eos_token_id=eos_token_id)
     return AutoModelForCausalLM.from_config(config)
 
 

@@ -31,6 +31,7 @@ from sprachbund.grouping.similarity_csv import Similarity, read_similarity, writ
 from sprachbund.languages import canonical
 from sprachbund.modeling.parameters import layer_cost
 from sprachbund.progress import say
+from sprachbund.recipe import Recipe
 from sprachbund.run.data import PackedCorpora
 from sprachbund.run.directory import Run
 from sprachbund.run.learning import expert_arguments
@@ -268,12 +269,18 @@ def _by_deviation(run: Run, base: DenseBase, norms: list[float], grouping: Group
     if choice.top is not None:
         return choose_top(norms, num_layers=choice.top)
     assert choice.budget is not None
-    dense = base.config()
-    # full widths: experts.budget makes them fit once it is known in how many layers they are
-    experts = run.recipe.experts.model_copy(update={"budget": None, "rows": None})
-    arguments = expert_arguments(experts, dense, grouping.as_dict(), LayerPlan([0]))
-    cost = layer_cost(dense, **{name: arguments[name] for name in arguments if name != "moe_layers"})
+    cost = mixture_layer_cost(run.recipe, base.config(), grouping.as_dict())
     return choose_by_budget(norms, budget=choice.budget, cost_L=[cost] * len(norms))
+
+
+def mixture_layer_cost(recipe: Recipe, dense: Any, groups: Mapping[str, int]) -> int:
+    """Return the parameters that one layer adds when it becomes a mixture of a recipe's experts.
+
+    Their widths are the full ones: experts.budget makes them fit once it is known in how many layers they are.
+    """
+    experts = recipe.experts.model_copy(update={"budget": None, "rows": None})
+    arguments = expert_arguments(experts, dense, groups, LayerPlan([0]))
+    return layer_cost(dense, **{name: arguments[name] for name in arguments if name != "moe_layers"})
 
 
 def _layerwise(probes: Probes, grouping: Grouping, *, total: int) -> LayerPlan:

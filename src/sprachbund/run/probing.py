@@ -187,7 +187,7 @@ def probe(run: Run, base: DenseBase | None, packed: PackedCorpora, corpora: Corp
                 advance(1, tag)
         write_text(folder / "probe.json", json.dumps(_load(folder, packed).norms, indent=1) + "\n")
         passes = sum(source in sources for source in ("deviation", "gradient"))
-        tokens = passes * settings.repeats * settings.steps * _batch(recipe) * recipe.train.block_size
+        tokens = passes * settings.repeats * settings.steps * probe_batch(recipe) * recipe.train.block_size
         return {"layers": measure.layers, "sources": sources, "tokens": tokens * len(packed.train)}
 
     inputs: list[Any] = [settings.model_dump(exclude={"center", "sources"}), sources, parallel, packed.digest]
@@ -236,7 +236,7 @@ class _Measure:
                 self._sentences(tag),
                 tag=tag,
                 hidden_layer=self.hidden_layer,
-                batch_tokens=min(_micro_batch(self.recipe) * self.recipe.train.block_size, STATES_AT_ONCE),
+                batch_tokens=min(probe_micro_batch(self.recipe) * self.recipe.train.block_size, STATES_AT_ONCE),
             )
         if "lexical" in self.sources:
             signals["lexical"] = count_tokens(self.packed.train[tag].tokens)
@@ -289,15 +289,19 @@ def hidden_layer(choice: int | None, num_layers: int) -> int:
     return num_layers // 2 if choice is None else choice
 
 
-def _batch(recipe: Recipe) -> int:
+def probe_batch(recipe: Recipe) -> int:
     """Return the sequences of one step."""
     return max(recipe.probe.tokens_per_step // recipe.train.block_size, 1)
 
 
-def _micro_batch(recipe: Recipe) -> int:
-    """Return the sequences that may be on the device at once."""
-    train = recipe.train
-    return min((train.micro_batch_tokens or train.tokens_per_step) // train.block_size, _batch(recipe))
+def probe_micro_batch(recipe: Recipe) -> int:
+    """Return the sequences of one micro-batch: as many as may be on the device at once, or fewer.
+
+    Micro-batches are equally large, so that the mean of their losses is the step's.
+    """
+    train, batch = recipe.train, probe_batch(recipe)
+    most = min((train.micro_batch_tokens or train.tokens_per_step) // train.block_size, batch)
+    return next(size for size in range(most, 0, -1) if batch % size == 0)
 
 
 @dataclass(frozen=True)
@@ -317,9 +321,8 @@ class _Steps:
 
 def steps_of(recipe: Recipe, corpus: Packed, tag: str) -> list[_Steps]:
     """Return the steps of every repeat of one language: no block twice before every block was used once."""
-    settings, block_size, batch = recipe.probe, recipe.train.block_size, _batch(recipe)
-    # equal micro-batches, so that the mean of their losses is the step's
-    num_micro_batches = next(n for n in range(-(-batch // _micro_batch(recipe)), batch + 1) if batch % n == 0)
+    settings, block_size, batch = recipe.probe, recipe.train.block_size, probe_batch(recipe)
+    num_micro_batches = batch // probe_micro_batch(recipe)
     count = settings.repeats * settings.steps * batch
     order = block_sequence(corpus.num_blocks(block_size), count, seed=recipe.seed, tag=f"probe/{tag}")
     return [
