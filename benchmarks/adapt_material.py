@@ -18,7 +18,7 @@ from sprachbund.evaluation import TestText, test_text
 from sprachbund.modeling.base import load_model, load_tokenizer, tokenize_with, tokenizer_fingerprint
 from sprachbund.recipe import Adaptation, Source
 from sprachbund.run.adapt_settings import complete
-from sprachbund.run.newcomers import NewText, read_new, read_protected
+from sprachbund.run.newcomers import NewText, read_new, read_protected, retokenised
 
 BEFORE = "before.json"
 DOMAIN_LINES = 120  # of about 60 to 200 characters
@@ -66,7 +66,7 @@ class Material:
             tokenizer = extension.tokenizer
             packed = self._packed(documents.train, tokenizer, tag)
             dev, test = (
-                self._same(text, part, tokenizer)
+                retokenised(text, part, tokenizer)
                 for text, part in ((plain.dev, documents.dev), (plain.test, documents.test))
             )
             self._extended[tag] = replace(plain, packed=packed, dev=dev, test=test), extension
@@ -75,13 +75,6 @@ class Material:
     def _packed(self, documents: list[str], tokenizer: Any, tag: str) -> Packed:
         mark = tokenizer_fingerprint(tokenizer)
         return pack_cached(documents, mark, tokenize_with(tokenizer), tokenizer.eos_token_id, name=tag)
-
-    def _same(self, text: TestText, documents: list[str], tokenizer: Any) -> TestText:
-        """Return the documents that a text was made of, the first of `documents`, under another tokenizer."""
-        ends = np.cumsum([len(document.encode()) for document in documents])
-        count = int(np.searchsorted(ends, text.num_bytes)) + 1
-        separator = tokenizer.eos_token_id
-        return test_text(documents[:count], tokenize_with(tokenizer), separator=separator, max_tokens=None)
 
     @cached_property
     def old(self) -> dict[str, TestText]:

@@ -30,17 +30,19 @@ SEEN = 20  # times that a token occurs in the new text before its rows become th
 @dataclass(frozen=True)
 class PathKind:
     """What a kind of path holds: an expert in each layer, as wide as the FFN or as a budget allows (a share of the
-    dense model's parameters); low-rank changes of the attention; rows with an output bias and norm gains.
+    dense model's parameters); changes of the attention, of a rank, in small models of a share of their width at most;
+    rows with an output bias and norm gains.
     """
 
     expert: bool
     budget: float | None = None
     rank: int | None = 16
+    rank_share: float = 0.25
     rows: bool = True
 
 
 PATHS = {
-    "full": PathKind(expert=True),
+    "full": PathKind(expert=True, rank=64, rank_share=1.0),
     "lean": PathKind(expert=True, budget=0.40),
     "small": PathKind(expert=True, budget=0.25, rank=8),
     "rows": PathKind(expert=False),
@@ -85,7 +87,7 @@ def path_spec(
         tuple(languages),
         parent,
         width=None,
-        rank=None if parts.rank is None else rank or min(parts.rank, max(int(dense.hidden_size) // 4, 1)),
+        rank=None if parts.rank is None else rank or min(parts.rank, max(int(parts.rank_share * dense.hidden_size), 1)),
         rows=num_rows if parts.rows else 0,
         bias=parts.rows,
         norms=parts.rows,
@@ -139,7 +141,7 @@ def add_language(
     pieces: Sequence[Sequence[int]] = (),
     seed: int = 0,
 ) -> int:
-    """Give a model a path for new languages, in place, which computes what its parent does; return its group id.
+    """Give a model a path for new languages, in place, which adds nothing to its parent yet; return its group id.
 
     `streams` are the training tokens of each language, of the model's own vocabulary: they decide whose rows the path
     has, and fill its gate's table. `pieces` are the tokens that each of its own tokens, beyond the vocabulary, stands
@@ -165,7 +167,7 @@ def add_language(
             raise InputError(f"group {start} has no path to start from; name a language that was added before")
         older = inner_model(model).language_paths[number]
     path = add_path(model, spec, seed=seed)
-    path.tokens.copy_(torch.from_numpy(tokens))
+    path.tokens.copy_(torch.from_numpy(tokens[: spec.rows]))
     path.language_gate.log_prob.copy_(count_log_prob(list(streams), vocab_size=vocab_size))
     if older is not None:
         _take_over(path, older)

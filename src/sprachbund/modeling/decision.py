@@ -13,7 +13,7 @@ from sprachbund.modeling.config import PATH_GATES, ROUTINGS
 from sprachbund.modeling.gate import LanguageGate
 from sprachbund.modeling.language_path import num_group_ids, rows_of_paths
 from sprachbund.modeling.path_gate import newcomer_scores, paths_of_scores
-from sprachbund.modeling.routing import RoutingContext, dispatch
+from sprachbund.modeling.routing import Dispatch, RoutingContext, dispatch
 
 
 class GroupDecision:
@@ -54,10 +54,23 @@ class GroupDecision:
         if routing != "top_k" or config.row_of_group:
             plan = dispatch(own_BT.flatten(), config.num_groups)
             if config.row_of_group:  # rows are chosen before layer 0, where no router has decided anything
-                context.row_plan = plan
-                context.table_ids = torch.tensor(config.row_of_group, device=ids_BT.device)[own_BT]
+                self._take_rows(context, own_BT, plan)
             if routing != "top_k":
                 context.group_ids, context.plan = ids_BT, plan
+
+    def _take_rows(self, context: RoutingContext, own_BT: Tensor, plan: Dispatch) -> None:
+        """Note which table of keyed rows each position reads: that of its group, none where a path has its own rows."""
+        tables_BT = torch.tensor(self.config.row_of_group, device=own_BT.device)[own_BT]
+        context.row_plan, context.table_ids = plan, tables_BT
+        with_rows = [rows for rows in context.path_rows if rows.path.spec.rows]
+        if not with_rows:
+            return
+        numbers_BT = context.path_ids
+        assert numbers_BT is not None
+        none_BT = torch.isin(numbers_BT, torch.tensor([rows.number for rows in with_rows], device=own_BT.device))
+        context.table_ids = tables_BT.masked_fill(none_BT, -1)
+        num_groups = self.config.num_groups
+        context.row_plan = dispatch(own_BT.masked_fill(none_BT, num_groups).flatten(), num_groups + 1)
 
     def _take_paths(self, context: RoutingContext, ids_BT: Tensor, tokens: Tensor | None) -> Tensor:
         """Note which positions belong to paths; return the groups that all positions stand on, (B, T)."""

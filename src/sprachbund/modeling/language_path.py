@@ -1,11 +1,11 @@
 """A language's path: what a language that came later owns, beside a model that stays as it is.
 
 A path stands on a group, its parent: at its positions the model computes what it computes for that group, and adds the
-path's own parts, all of which start by adding nothing: an expert beside each FFN, low-rank changes of the attention,
-deltas on the rows of the tokens that the language uses, an output bias and gains of the norms. No old tensor changes,
-and positions of other groups do not meet the path: their numbers stay the same to the bit. One decision, taken before
-layer 0, says for the whole stack which positions are a path's (docs/adapt.md; our own, not in the DMoE paper, which
-copies an expert and its router row).
+path's own parts: an expert beside each FFN, low-rank changes of the attention, deltas on the rows of the tokens that
+the language uses, an output bias and gains of the norms. All of them start by adding nothing; own rows are in the place
+of the parent's, where it has any. No old tensor changes, and positions of other groups do not meet the path: their
+numbers stay the same to the bit. One decision, taken before layer 0, says for the whole stack which positions are a
+path's (docs/adapt.md; our own, not in the DMoE paper, which copies an expert and its router row).
 
 In `group_ids` the paths are numbered after the groups. Hooks on the model's own modules add the parts; what they add is
 read from the routing of the forward pass, so that copies of a model keep their own paths.

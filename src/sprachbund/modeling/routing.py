@@ -65,7 +65,8 @@ class RoutingContext:
 
     Asked for: `routing`, the `given` group ids and the `token_mask`, (B, T). Decided: `group_ids`, (B, T), and the plan
     made from them; None under top_k, where each layer's router decides. For keyed rows, under every routing,
-    `row_plan` sorts positions by group and `table_ids`, (B, T), are the tables that they read. Where `wants_logits`,
+    `row_plan` sorts positions by group, those without a table last, and `table_ids`, (B, T), are the tables that they
+    read, -1 for none. Where `wants_logits`,
     layers give their raw router logits, (B, T, E), to `collect`. Recomputation under gradient checkpointing computes
     them again, as it must, but after `close`, so that nothing is collected twice.
 

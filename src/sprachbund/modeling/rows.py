@@ -31,8 +31,10 @@ class KeyedEmbedding(nn.Module):
         if routing is None or routing.table_ids is None:
             return hidden_BTD
         num_tables, num_rows, width = self.delta.shape
-        places_BT = routing.table_ids * num_rows + input_ids
+        places_BT = routing.table_ids.clamp(min=0) * num_rows + input_ids
         delta_BTD = F.embedding(places_BT, self.delta.view(num_tables * num_rows, width))
+        if routing.path_rows:  # -1: rows of the path's own are in the place of a table
+            delta_BTD = delta_BTD * (routing.table_ids >= 0).unsqueeze(-1)
         scale = getattr(self, "embed_scale", None)  # Gemma's embedding multiplies its rows
         return hidden_BTD + (delta_BTD if scale is None else delta_BTD * scale.to(delta_BTD.dtype))
 
@@ -52,9 +54,13 @@ class KeyedHead(nn.Module):
         if routing.table_ids is not None and hidden_states.shape[:2] != routing.table_ids.shape:
             return logits + self._of_last(hidden_states, routing.table_ids)
         plan = routing.row_plan
-        counts, tables = merge_runs(plan.counts, self.row_of_group)
+        counts, tables = merge_runs(plan.counts[: len(self.row_of_group)], self.row_of_group)
         rows_ND = gather_rows(hidden_states.reshape(-1, hidden_states.shape[-1]), plan.order, plan.inverse)
-        (added_NV,) = linear_of_runs(rows_ND, self.delta, None, counts, tables)
+        num_keyed = sum(counts)  # what is beyond has no table
+        if not num_keyed:
+            return logits
+        (added_NV,) = linear_of_runs(rows_ND[:num_keyed], self.delta, None, counts, tables)
+        added_NV = F.pad(added_NV, (0, 0, 0, len(rows_ND) - num_keyed))
         return logits + gather_rows(added_NV, plan.inverse, plan.order).view(logits.shape)
 
     def _of_last(self, hidden_BtD: Tensor, table_ids_BT: Tensor) -> Tensor:
@@ -62,9 +68,15 @@ class KeyedHead(nn.Module):
         ids_Bt = table_ids_BT[:, -hidden_BtD.shape[1] :]
         if ids_Bt.shape != hidden_BtD.shape[:2]:
             raise InputError("keyed rows need logits of all positions or of the last ones; leave logits_to_keep out")
+        nothing_V = hidden_BtD.new_zeros(self.delta.shape[1])
         added = [
-            torch.stack([F.linear(h_D, self.delta[int(i)]) for h_D, i in zip(h_tD, ids_t, strict=True)])
-            for h_tD, ids_t in zip(hidden_BtD, ids_Bt, strict=True)
+            torch.stack(
+                [
+                    F.linear(h_D, self.delta[table]) if table >= 0 else nothing_V
+                    for h_D, table in zip(h_tD, tables, strict=True)
+                ]
+            )
+            for h_tD, tables in zip(hidden_BtD, ids_Bt.tolist(), strict=True)
         ]
         return torch.stack(added)
 

@@ -20,7 +20,7 @@ from sprachbund.modeling.base import device, load_model, load_tokenizer, tokeniz
 from sprachbund.progress import say
 from sprachbund.recipe import Adaptation
 from sprachbund.run.directory import Adapting
-from sprachbund.run.newcomers import NewText, read_new, read_protected, scored_text
+from sprachbund.run.newcomers import NewText, read_new, read_protected, retokenised
 from sprachbund.similarity import similarity_of
 from sprachbund.similarity.counts import count_tokens
 
@@ -93,7 +93,7 @@ class Work:
         members = next(members for members in shared_paths(self) if tag in members)
         extension = load_extension(self.place.path("model") / EXTENSIONS / members[0])
         documents = getattr(self.texts[tag].documents, self.settings.evaluate.split)
-        return scored_text(documents, self.settings, extension.tokenizer, name=f"--language {tag}")
+        return retokenised(self.texts[tag].test, documents, extension.tokenizer)
 
     def marks(self) -> list[Any]:
         """Return what tells whether the model or a text has changed."""

@@ -108,8 +108,9 @@ def _train(work: Work, nearest: Mapping[str, list[dict[str, Any]]]) -> dict[str,
             shutil.rmtree(left)
         return {"paths": facts}
 
-    unrelated = {"source", "protect", "evaluate", "max_forgetting", "checkpoints"}
-    inputs = settings.model_dump(mode="json", exclude=unrelated)
+    # the texts and the model are in the fingerprint of "nearest"
+    unrelated = {"source", "languages", "protect", "evaluate", "max_forgetting", "checkpoints"}
+    inputs = [list(settings.languages), settings.model_dump(mode="json", exclude=unrelated)]
     return place.stage("train", inputs, ["model"], compute, after=["nearest"], precious=True)
 
 

@@ -89,6 +89,14 @@ def scored_text(
     return text
 
 
+def retokenised(text: TestText, documents: list[str], tokenizer: Any) -> TestText:
+    """Return the documents that a text was made of, the first of `documents`, as tokens of another tokenizer."""
+    ends = np.cumsum([len(document.encode()) for document in documents])
+    count = int(np.searchsorted(ends, text.num_bytes)) + 1
+    separator = tokenizer.eos_token_id
+    return test_text(documents[:count], tokenize_with(tokenizer), separator=separator, max_tokens=None)
+
+
 def read_protected(settings: Adaptation, tokenizer: Any) -> tuple[dict[str, TestText], dict[str, float]]:
     """Return the texts that the languages the model has are measured on, and their bytes per token.
 
