@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from sprachbund.adaptation.reading import Reader
 from sprachbund.errors import InputError
 from sprachbund.modeling.language_path import all_groups, path_specs
 from sprachbund.recipe import Adaptation, Source
@@ -173,6 +174,15 @@ def test_a_vocabulary_of_its_own(finished: Path, tmp_path: Path, settings: Calla
     assert (tmp_path / "out/model/extensions/chr_Cher/tokenizer.json").is_file()
     before, after = old_tensors(finished), old_tensors(tmp_path / "out")
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out/model").eval()
+    reader = Reader(model, tmp_path / "out/model")
+    cherokee = reader.read("ᎠᎡᎢᎣ ᎤᎥᎦᎧ ᎨᎩᎪ ᎠᎡᎢᎣ", most=12)
+    assert cherokee.group_id == model.config.num_groups
+    assert int(cherokee.input_ids.max()) >= model.config.vocab_size  # told by base tokens, then tokenised again
+    assert cherokee.input_ids.shape[1] < len(reader.base("ᎠᎡᎢᎣ ᎤᎥᎦᎧ ᎨᎩᎪ ᎠᎡᎢᎣ")["input_ids"])
+    romanian = reader.read("aeiou ăîșțr lnmae iouăî")
+    assert romanian.group_id is None
+    assert int(romanian.input_ids.max()) < model.config.vocab_size
 
 
 def test_a_model_without_a_run(finished: Path, tmp_path: Path, source: Callable[[str], Source]) -> None:

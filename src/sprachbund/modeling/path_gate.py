@@ -35,17 +35,20 @@ def newcomer_scores(
     return scores_BTM if past is None else scores_BTM + past.unsqueeze(1)
 
 
-def paths_of_scores(old_BTL: Tensor, new_BTM: Tensor, paths: Sequence[Any], *, advantage: float) -> Tensor:
+def paths_of_scores(
+    old_BTL: Tensor, new_BTM: Tensor, paths: Sequence[Any], *, advantage: float, extended: bool = False
+) -> Tensor:
     """Return the number of the path that each position belongs to, (B, T), -1 for none.
 
-    A path that has more tokens than the model's vocabulary is never chosen: its text is to be tokenised otherwise.
+    A path that has more tokens than the model's vocabulary is chosen with `extended` only: its text is to be tokenised
+    otherwise (adaptation/reading.py).
     """
     scores = []
     start = 0
     for path in paths:
         end = start + len(path.spec.languages)
         own_BT = new_BTM[..., start:end].logsumexp(-1)
-        scores.append(torch.full_like(own_BT, -torch.inf) if path.spec.extension else own_BT)
+        scores.append(torch.full_like(own_BT, -torch.inf) if path.spec.extension and not extended else own_BT)
         start = end
     best_BT, number_BT = torch.stack(scores, dim=-1).max(-1)
     ahead_BT = best_BT - advantage > old_BTL.logsumexp(-1)
