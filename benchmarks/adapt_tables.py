@@ -22,6 +22,8 @@ from sprachbund.languages import display_name
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = "adapt-results.md"
+GUIDE = "adapt.md"
+BEGIN, END = "<!-- from benchmarks/results/adapt.json -->", "<!-- end -->"  # what is between is generated
 HEAD = """# New languages, measured
 
 What [`sprachbund adapt`](adapt.md) gives a language that a model does not have, and what it does to the languages that
@@ -333,5 +335,17 @@ def page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def guide(text: str) -> str:
+    """Return docs/adapt.md with what its reader wants to know first: the new languages, and the old ones."""
+    if not (RESULTS / "adapt.json").is_file():
+        return text
+    result = read("adapt")["result"]
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    lines = [line for part in (new_languages, old_languages) for line in part(result)]
+    return f"{before}{BEGIN}\n" + "\n".join(lines).replace("## ", "### ").rstrip() + f"\n{END}{after}"
+
+
 if __name__ == "__main__":
     (DOCS / PAGE).write_text(page())
+    (DOCS / GUIDE).write_text(guide((DOCS / GUIDE).read_text()))

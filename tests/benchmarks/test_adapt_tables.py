@@ -15,6 +15,14 @@ OLD = ("swh_Latn", "ukr_Cyrl")
 WHERE = {"date": "2026-01-01", "commit": "abc", "hardware": "2 cores", "packages": {"torch": "2"}}
 
 
+def test_the_guide_shows_what_was_measured() -> None:
+    guide = (DOCS / "adapt.md").read_text(encoding="utf-8")
+    made = benchmark("adapt_tables").guide(guide)
+    assert made == guide
+    assert "| **`full`** |" in made
+    assert "| **`full`**, group given | 0, to the bit |" in made
+
+
 def numbers(bits: float, **more: float) -> dict[str, float]:
     """Return the scores of a new language: after burn-in a tenth lower."""
     return {"bits_per_byte": bits, "bits_per_byte_after_burn_in": 0.9 * bits, **more}
