@@ -221,13 +221,15 @@ def test_words_that_are_no_languages(words: list[str], said: str) -> None:
         ({"path": "rows", "width": 3}, "has no experts"),
         ({"path": "paper", "rank": 3}, "copies an expert and nothing else"),
         ({"tokens": 3}, "less than one step"),
+        ({"prior": 0.4, "tags": ("mam_Latn", "jac_Latn")}, "2 paths would have 0.8 in all; give at most 0.25"),
     ],
 )
 def test_settings_that_cannot_be(
     tmp_path: Path, settings: Callable[..., Adaptation], given: dict[str, Any], said: str
 ) -> None:
+    tags = given.pop("tags", ())
     with pytest.raises(InputError, match=said):
-        adapt(settings(**given), tmp_path / "out")
+        adapt(settings(*tags, **given), tmp_path / "out")
     assert not (tmp_path / "out/model").exists()
 
 

@@ -17,10 +17,8 @@ from torch.nn.utils import parametrize
 
 from sprachbund.modeling.model import mixture_layers
 from sprachbund.modeling.rebuild import rebuilt
-from sprachbund.modeling.start import ROUTER_STD, drawn
+from sprachbund.modeling.start import nudged
 from sprachbund.modeling.tables import layer_table
-
-NUDGE = 0.01  # of a router row's scale: a copied row must not tie with its original
 
 
 def with_language(model: Any, tag: str, place: int, log_prob_V: Tensor) -> Any:
@@ -58,9 +56,8 @@ def with_copy(model: Any, tag: str, place: int, log_prob_V: Tensor, *, seed: int
                     copied = tensor.detach()[number : number + 1]
                     state[f"{names[id(bank)]}.{key}"] = torch.cat([tensor.detach(), copied])
         weight = moe.gate.weight.detach()
-        scale = max(float(weight[row].float().square().mean().sqrt()), ROUTER_STD)
-        shift = drawn(f"layer {layer} router, {tag}", tuple(weight.shape[1:]), std=NUDGE * scale, seed=seed)
-        state[f"{names[id(moe.gate)]}.weight"] = torch.cat([weight, (weight[row] + shift.to(weight)).unsqueeze(0)])
+        own_D = nudged(weight[row], f"layer {layer} router, {tag}", seed=seed)
+        state[f"{names[id(moe.gate)]}.weight"] = torch.cat([weight, own_D.unsqueeze(0)])
     own = list(range(config.num_groups))
     always = config.language_width is not None
     config.expert_of_group = {str(layer): table for layer, table in tables.items() if always or table != own}

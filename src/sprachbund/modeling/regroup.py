@@ -20,10 +20,8 @@ from sprachbund.modeling.language_path import path_specs
 from sprachbund.modeling.rebuild import rebuilt
 from sprachbund.modeling.regroup_plan import Groups, Part, Plan, groups_of, rows_for_all
 from sprachbund.modeling.rows import KeyedEmbedding, KeyedHead
-from sprachbund.modeling.start import ROUTER_STD, drawn
+from sprachbund.modeling.start import nudged
 from sprachbund.modeling.tables import layer_table
-
-NUDGE = 0.01  # of a router row's scale: what tells a copied row from its original
 
 
 @dataclass(frozen=True)
@@ -154,9 +152,7 @@ def _nudged(weight: Tensor, rows: Sequence[_Row], *, name: str, seed: int) -> Te
     blended = _blend(weight, rows)
     for number, row in enumerate(rows):
         if row.copy:
-            scale = max(float(blended[number].float().square().mean().sqrt()), ROUTER_STD)
-            shift = drawn(f"{name}, {row.copy}", tuple(weight.shape[1:]), std=NUDGE * scale, seed=seed)
-            blended[number] += shift.to(blended)
+            blended[number] = nudged(blended[number], f"{name}, {row.copy}", seed=seed)
     return blended
 
 

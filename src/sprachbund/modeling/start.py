@@ -14,6 +14,7 @@ from torch import Tensor
 from sprachbund.modeling.ffn_weights import FfnShape
 
 ROUTER_STD = 0.02
+NUDGE = 0.01  # of a router row's scale
 
 Scales = Mapping[str, Sequence[float]]  # standard deviations of an FFN's first projections: of gate and up, or of up
 
@@ -61,3 +62,9 @@ def starting_router(
     if init == "zero":
         return torch.zeros(shape, dtype=dtype)
     return drawn(name, shape, std=ROUTER_STD, seed=seed).to(dtype)
+
+
+def nudged(row_D: Tensor, name: str, *, seed: int) -> Tensor:
+    """Return a copy of a router's row a little beside its original, with which it would tie under `top_k` otherwise."""
+    scale = max(float(row_D.float().square().mean().sqrt()), ROUTER_STD)
+    return row_D + drawn(name, tuple(row_D.shape), std=NUDGE * scale, seed=seed).to(row_D)

@@ -32,9 +32,18 @@ from sprachbund.report import write_adapt_report
 from sprachbund.run.adapt_checks import newcomer_warnings
 from sprachbund.run.adapt_scores import MODES, as_numbers, old_scores, score, under_groups
 from sprachbund.run.adapt_work import Work, shared_paths
+from sprachbund.run.data import source_state
 from sprachbund.run.directory import open_adaptation, read_json
 from sprachbund.run.learning import save_model
-from sprachbund.run.path_training import make_place, named_group, place_of, plan_of, train_path, trained_size
+from sprachbund.run.path_training import (
+    check_prior,
+    make_place,
+    named_group,
+    place_of,
+    plan_of,
+    train_path,
+    trained_size,
+)
 
 SCHEMA = 1
 RESULT = "adapt.json"
@@ -57,6 +66,7 @@ def adapt(settings: Adaptation, out: Path, *, update: bool = False) -> dict[str,
     config = read_mixture_config(source, purpose="adapt")
     new_tags(config, list(settings.languages))
     named_group(config, settings)
+    check_prior(config, settings)
     place = open_adaptation(settings, out, update=update)
     try:
         work = Work(place, source, config)
@@ -197,7 +207,8 @@ def _evaluate(work: Work, nearest: Mapping[str, list[dict[str, Any]]]) -> dict[s
             for tag in [*new, *texts]
         }
 
-    inputs = [settings.evaluate.model_dump(mode="json"), sorted(settings.protect)]
+    protected = {tag: source_state(source) for tag, source in settings.protect.items()}
+    inputs = [settings.evaluate.model_dump(mode="json"), protected]
     return work.place.stage("evaluate", inputs, ["model"], compute, after=["nearest", "train"])
 
 

@@ -159,6 +159,16 @@ def named_group(config: Any, settings: Adaptation) -> int | None:
     return group_of_language(config, name)
 
 
+def check_prior(config: Any, settings: Adaptation) -> None:
+    """Raise InputError, before anything is trained, where the paths' priors leave the old model less than a half."""
+    how_many = len(path_specs(config)) + len(settings.languages)
+    if settings.gate == "mixture" and settings.prior * how_many > 0.5:
+        raise InputError(
+            f"--prior {settings.prior:g}: {how_many} paths would have {settings.prior * how_many:g} in all; give at "
+            f"most {0.5 / how_many:.2g}"
+        )
+
+
 def make_place(
     model: Any,
     languages: Sequence[str],
