@@ -194,9 +194,9 @@ def legend(result: Mapping[str, Any], against: str = "dense") -> str:
         f"{'s' if seeds > 1 else ''}. After burn-in: the positions with {result['burn_in']} tokens of context or more. "
         f"Changes are against {against} under the same seed, `worst language` and `worse` (languages made worse) after "
         "burn-in. Each learning rate is the best on development text; an asterisk: the best stands at the edge of "
-        "those tried. CPU seconds: of the training process, all its threads, and comparable beside other work too. Active: "
-        "parameters that one token uses, under `top_k` where that is the routing. FLOPs: 6 for each parameter that a token "
-        "is multiplied with, and attention's."
+        "those tried. CPU seconds: of the training process, all its threads, and comparable beside other work too. "
+        "Active: parameters that one token uses, under `top_k` where that is the routing. FLOPs: 6 for each parameter "
+        "that a token is multiplied with, and attention's."
     )
 
 
