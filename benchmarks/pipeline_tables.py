@@ -16,8 +16,8 @@ benchmarks/pipeline.py` measures, and this page is generated from what it wrote 
 """
 SPEED = """The sizes of `examples/bible-18.yaml` (width 64, 4 layers, a vocabulary of 2048, 18 languages in 6 groups),
 one thread, random text, every case in turns with dense; medians of the ratios, in seconds of the processor. *By
-operations* is what the floating-point operations alone would give: experts beside the FFN are more to compute. `copy` is
-the preset `paper` in all layers."""
+operations* is what the floating-point operations alone would give: experts beside the FFN are more to compute. `copy`
+is the preset `paper` in all layers."""
 STAGES = """As a user runs them, from nothing. The seconds are by the clock."""
 
 
