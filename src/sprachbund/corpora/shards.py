@@ -14,9 +14,7 @@ from sprachbund.errors import InputError, nearest
 from sprachbund.recipe import Source
 
 SPLITS = ("train", "dev", "test")
-REMEMBERED_BYTES = (
-    1 << 24
-)  # smaller files are hashed again: that costs nothing, and a clock's tick cannot hide a change
+REMEMBERED_BYTES = 1 << 24  # smaller files are hashed again, so that no change hides in one tick of a clock
 
 Mark = tuple[int, int, int]  # size in bytes, time of the last change in nanoseconds, number of the file
 Marks = Mapping[Path, Mark]
