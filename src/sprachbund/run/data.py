@@ -210,7 +210,7 @@ def pack_corpora(run: Run, corpora: Corpora, tokenizer: Any) -> PackedCorpora:
         packed.update(pack_documents(corpora, tokenizer))
         for tag, stream in packed.items():
             stream.num_blocks(run.recipe.train.block_size)
-            read_test_text(corpora, tag, tokenizer)
+            read_test_text(corpora, tag, tokenizer, most=run.recipe.evaluate.burn_in + 2)
         facts = _facts(packed, corpora.documents)
         write_text(run.path("corpora.json"), json.dumps(facts, indent=1) + "\n")
         return {"train_tokens": sum(p.num_tokens for p in packed.values())}
@@ -260,8 +260,11 @@ def _load_packed(run: Run) -> dict[str, Packed]:
     return found
 
 
-def read_test_text(corpora: Corpora, tag: str, tokenizer: Any) -> TestText:
-    """Return the text that one language is scored on; raises InputError where it is too short to score."""
+def read_test_text(corpora: Corpora, tag: str, tokenizer: Any, *, most: int | None = None) -> TestText:
+    """Return the text that one language is scored on, its beginning of `most` tokens where that will do.
+
+    Raises InputError where it is too short to score.
+    """
     from sprachbund.evaluation.perplexity import test_text
     from sprachbund.modeling.base import tokenize_with
 
@@ -270,7 +273,7 @@ def read_test_text(corpora: Corpora, tag: str, tokenizer: Any) -> TestText:
         getattr(corpora.documents[tag], split),
         tokenize_with(tokenizer),
         separator=tokenizer.eos_token_id,
-        max_tokens=settings.tokens,
+        max_tokens=most or settings.tokens,
     )
     if len(text.tokens) < settings.burn_in + 2:
         raise InputError(
