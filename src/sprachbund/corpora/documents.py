@@ -16,6 +16,9 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sprachbund.corpora.shards import SPLITS
 from sprachbund.errors import SprachbundError
 
@@ -24,6 +27,7 @@ BLOCK_BYTES = 1 << 20
 LEVEL = 1  # of zstd: about a third of the size, faster than the disk
 
 Documents = Sequence[str]
+Hashes = NDArray[np.int64]  # sorted, each once
 
 
 class Stored(Sequence[str]):
@@ -227,6 +231,13 @@ def batches(documents: Iterable[str], *, most: int, most_bytes: int) -> Iterator
 def byte_sizes(documents: Iterable[str]) -> Sequence[int]:
     """Return the bytes of each document in UTF-8: four bytes for a document, however many there are."""
     return array("I", (len(document.encode("utf-8")) for document in documents))
+
+
+def different_hashes(hashes: array[int]) -> Hashes:
+    """Return the different hashes, sorted; the memory of those that were given is used."""
+    found = np.frombuffer(hashes, dtype=np.int64)
+    found.sort()
+    return found[np.concatenate([[True], found[1:] != found[:-1]])] if len(found) else found
 
 
 def _unpacked(data: bytes) -> list[str]:

@@ -12,6 +12,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from sprachbund.corpora.documents import Hashes, different_hashes
+
 SLICE = 1 << 60  # of the range of hashes, compared at once: a sixteenth of all
 MOST_SHARED = 0.01  # of a language's documents: short lines, such as names and numbers, coincide now and then
 
@@ -36,17 +38,17 @@ def shared_documents(documents: Mapping[str, Iterable[str]]) -> dict[str, dict[s
     return shares
 
 
-def _hashes(documents: Iterable[str]) -> NDArray[np.int64]:
+def _hashes(documents: Iterable[str]) -> Hashes:
     """Return the different hashes of documents, sorted."""
-    return np.unique(np.frombuffer(array("q", map(hash, documents)), dtype=np.int64))
+    return different_hashes(array("q", map(hash, documents)))
 
 
-def _between(of_one: NDArray[np.int64], least: int, most: int | None) -> tuple[int, int]:
+def _between(of_one: Hashes, least: int, most: int | None) -> tuple[int, int]:
     start = int(np.searchsorted(of_one, least))
     return start, len(of_one) if most is None else int(np.searchsorted(of_one, most))
 
 
-def _common(hashes: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+def _common(hashes: Sequence[Hashes]) -> NDArray[np.int64]:
     """Return (L, L) how many of the hashes of one language another has too; zero for one and itself."""
     num_languages = len(hashes)
     languages_N = np.repeat(np.arange(num_languages), [len(of_one) for of_one in hashes])

@@ -15,10 +15,17 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sprachbund.corpora.cache import working_folder
-from sprachbund.corpora.documents import Collector, Documents, SplitDocuments, byte_sizes, discard
+from sprachbund.corpora.documents import (
+    Collector,
+    Documents,
+    Hashes,
+    SplitDocuments,
+    byte_sizes,
+    different_hashes,
+    discard,
+)
 from sprachbund.corpora.kept_splits import keep_splits, load_splits, splits_key
 from sprachbund.corpora.shards import SPLITS, check_same_files, has_splits, marks_of
 from sprachbund.corpora.sources import read_documents
@@ -30,7 +37,6 @@ LEAST_STRETCHES = 8  # a small share of a small corpus comes in shorter stretche
 HASHES_AT_ONCE = 1 << 16
 
 Note = Callable[[int], None]
-Hashes = NDArray[np.int64]  # sorted, each once
 
 
 def split_documents(source: Source, splits: Splits, *, seed: int, note: Note | None = None) -> SplitDocuments:
@@ -75,7 +81,7 @@ def _cut(source: Source, splits: Splits, seed: int, folder: Path, note: Note | N
             noted = total
     cut = {split: collector.finish() for split, collector in read.items()}
     num_documents = len(different)
-    duplicates = num_documents - len(_different(different))
+    duplicates = num_documents - len(different_hashes(different))
     seen_by_dev, seen_by_test = _seen(cut)
     dev, removed_dev = _without(cut["dev"], seen_by_dev, Collector(folder / "dev"))
     test, removed_test = _without(cut["test"], seen_by_test, Collector(folder / "test"))
@@ -164,13 +170,6 @@ def lines_of(documents: Iterable[str]) -> set[str]:
     return {line.strip() for document in documents for line in document.splitlines()} - {""}
 
 
-def _different(hashes: array[int]) -> Hashes:
-    """Return the different hashes, sorted; the memory of those that were given is used."""
-    found = np.frombuffer(hashes, dtype=np.int64)
-    found.sort()
-    return found[np.concatenate([[True], found[1:] != found[:-1]])] if len(found) else found
-
-
 def _line_hashes(documents: Iterable[str]) -> Iterator[array[int]]:
     """Yield the hashes of all lines that are not empty, stripped, in pieces."""
     piece = array("q")
@@ -189,7 +188,7 @@ def _seen(cut: dict[str, Documents]) -> tuple[set[int], set[int]]:
         hashes = array("q")
         for piece in _line_hashes(cut[split]):
             hashes.extend(piece)
-        of_split[split] = _different(hashes)
+        of_split[split] = different_hashes(hashes)
     held_out = np.union1d(of_split["dev"], of_split["test"])
     if not len(held_out):
         return set(), set()
