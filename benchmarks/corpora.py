@@ -4,7 +4,7 @@
 
 Four made-up languages (.jsonl, .jsonl.zst in three shards, .txt.gz, .parquet) are written, and a recipe with a
 tokenizer from scratch. `audit` does what the first stages of a run do: it reads, cuts, trains the tokenizer, tokenises
-and packs. Measured are its seconds and the memory of the process and its workers together, sampled ten times a second
+and packs. Measured are its seconds and the memory of the process and its workers together, sampled twice a second
 (resident sets are added, so that pages which they share count twice); then the same with everything in the cache.
 
 Beside it, on less text, what 0.1 did (corpora_before.py) and what is done now, each in a process of its own
@@ -40,7 +40,7 @@ LETTERS = {
 }
 PARTS = {"ron_Latn": 0.4, "ita_Latn": 0.3, "rus_Cyrl": 0.15, "hin_Deva": 0.15}
 FILES = {"ron_Latn": "ron.jsonl", "ita_Latn": "ita-*.jsonl.zst", "rus_Cyrl": "rus.txt.gz", "hin_Deva": "hin.parquet"}
-SECONDS_BETWEEN = 0.1
+SECONDS_BETWEEN = 0.5
 LIMIT_MB = 1500
 RECIPE = """\
 name: large

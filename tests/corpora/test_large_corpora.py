@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import CommandLine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -246,6 +247,16 @@ def test_a_tokenizer_that_python_changes_is_not_left_to_workers(stored: Stored, 
     )
 
 
+def test_where_no_worker_can_start_the_work_is_done_without_and_said(
+    stored: Stored, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = packed(list(stored), tokenizer, tmp_path / "alone")
+    monkeypatch.setattr(type(tokenize_with(tokenizer)), "definition", lambda self: "{}")
+    assert packed(stored, tokenizer, tmp_path / "cache").digest == alone.digest
+    said = capsys.readouterr().err
+    assert said.startswith("tokenising in one process: a process that tokenises ended before its time (status 1: ")
+
+
 @pytest.mark.parametrize("how", ["killed", "no tokenizer"])
 def test_a_worker_that_ends_is_one_sentence_and_leaves_no_half_stream(
     stored: Stored, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
@@ -345,6 +356,24 @@ def test_a_run_from_disk_is_the_run_from_memory(tiny: Path, tmp_path: Path, monk
         facts.append({tag: {k: v for k, v in of_one.items() if k != "file"} for tag, of_one in found.items()})
     assert digests[0] == digests[1]
     assert facts[0] == facts[1]
+
+
+def test_what_the_audit_tokenised_the_run_need_not(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: CommandLine
+) -> None:
+    monkeypatch.setenv("SPRACHBUND_CACHE", str(tmp_path / "cache"))
+    first = cli("audit", str(tiny), "--json")
+    assert first.status == 0
+    rows = {row["tag"]: row for row in json.loads(first.out)}
+    monkeypatch.setattr(packing, "pack", lambda *_, **__: pytest.fail("tokenised again"))
+    assert cli("audit", str(tiny), "--json").out == first.out
+    recipe = load_recipe(tiny)
+    run, corpora = open_run(recipe, tmp_path / "run"), Corpora(recipe)
+    streams = pack_corpora(run, corpora, make_tokenizer(run, corpora)).train
+    run.close()
+    for tag, stream in streams.items():  # the audit counts no separators
+        assert rows[tag]["tokens"] == stream.num_tokens - stream.num_documents
+        assert rows[tag]["bytes"] == stream.num_bytes
 
 
 def test_the_audit_counts_known_tokens(tmp_path: Path) -> None:

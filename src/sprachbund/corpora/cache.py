@@ -46,8 +46,9 @@ def _begin(cache: Path) -> tuple[int, Path, IO[bytes]]:
         _remove_unheld(left)
     folder = cache / f"{WORKING}{os.getpid()}-{secrets.token_hex(4)}"
     folder.mkdir()
-    lock = (folder / LOCK).open("wb")
+    lock = (folder / f"new-{LOCK}").open("wb")
     _try_lock(lock)
+    (folder / f"new-{LOCK}").rename(folder / LOCK)  # nobody finds it before it is held
     atexit.register(_remove, os.getpid(), folder)
     return os.getpid(), folder, lock
 

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from sprachbund.corpora.cache import cache_folder as cache_folder
 from sprachbund.corpora.documents import Stored, batches
 from sprachbund.corpora.workers import num_workers, tokenise_in_workers
-from sprachbund.errors import InputError
+from sprachbund.errors import InputError, SprachbundError
+from sprachbund.progress import say
 
 FORMAT_VERSION = 1
 DOCUMENTS_AT_ONCE = 1024
@@ -223,9 +224,13 @@ def _tokenised(
 
 
 def _workers_agree(documents: Iterable[str], tokenize: Tokenize, separator: int, definition: str) -> bool:
-    """Does a worker make the same tokens of the first documents? One that a subclass treats its own way may not."""
+    """Does a worker make the same tokens of the first documents? Not where a tokenizer's class has its own way."""
     first = next(batches(islice(documents, COMPARED_DOCUMENTS), most=COMPARED_DOCUMENTS, most_bytes=COMPARED_BYTES))
-    [(_, ids)] = tokenise_in_workers([first], definition, separator=separator, workers=1)
+    try:
+        [(_, ids)] = tokenise_in_workers([first], definition, separator=separator, workers=1)
+    except SprachbundError as error:
+        say(f"tokenising in one process: {error}")
+        return False
     return np.array_equal(ids, _flat(first, tokenize, separator))
 
 
