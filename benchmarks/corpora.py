@@ -4,8 +4,9 @@
 
 Four made-up languages (.jsonl, .jsonl.zst in three shards, .txt.gz, .parquet) are written, and a recipe with a
 tokenizer from scratch. `audit` does what the first stages of a run do: it reads, cuts, trains the tokenizer, tokenises
-and packs. Measured are its seconds and the memory of the process and its workers together, sampled twice a second
-(resident sets are added, so that pages which they share count twice); then the same with everything in the cache.
+and packs. Measured are its seconds and its memory: the most that the process has had resident plus the most that its
+workers have had, by the kernel's own count, which is no less than all had at any one moment; then the same with
+everything in the cache.
 
 Beside it, on less text, what 0.1 did (corpora_before.py) and what is done now, each in a process of its own
 with an empty cache and the same tokenizer: the ratio, and that the stream is the same to the bit. And the ways to
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -100,21 +102,29 @@ def write_corpora(folder: Path, num_bytes: float) -> None:
     (folder / "recipe.yaml").write_text(RECIPE % languages)
 
 
-def tree_memory(root: int) -> dict[int, float]:
-    """Return the resident megabytes of a process and of all below it."""
-    parents, resident = {}, {}
+def high_water_marks(root: int) -> dict[int, float]:
+    """Return the most megabytes that a process, and each one below it, has had resident so far, by the kernel's count.
+
+    A child that has not begun its own program yet is still a copy of its parent, and no memory of its own.
+    """
+    parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
+            with suppress(OSError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    tree = {root}
+    while more := {pid for pid, parent in parents.items() if parent in tree} - tree:
+        tree |= more
+    found = {}
+    for pid in tree:
+        with suppress(OSError):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if pid != root and command == Path(f"/proc/{root}/cmdline").read_bytes():
                 continue
-            parents[int(entry.name)] = int(fields[1])
-            resident[int(entry.name)] = int(fields[21]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-    found = {root}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return {pid: resident[pid] for pid in found if pid in resident}
+            status = Path(f"/proc/{pid}/status").read_text().split()
+            if "VmHWM:" in status:
+                found[pid] = int(status[status.index("VmHWM:") + 1]) * 1024 / 1e6
+    return found
 
 
 def measured(command: list[str], cache: Path) -> tuple[dict[str, Any], str]:
@@ -123,20 +133,20 @@ def measured(command: list[str], cache: Path) -> tuple[dict[str, Any], str]:
     environment = {**os.environ, "SPRACHBUND_CACHE": str(cache)}
     with tempfile.TemporaryFile("w+") as out:
         process = subprocess.Popen(command, env=environment, stdout=out)
-        peak = parent = 0.0
+        parent = workers = 0.0
         most = 0
         while process.poll() is None:
-            memory = tree_memory(process.pid)
-            peak, parent = max(peak, sum(memory.values())), max(parent, memory.get(process.pid, 0.0))
-            most = max(most, len(memory))
+            marks = high_water_marks(process.pid)
+            parent = max(parent, marks.pop(process.pid, 0.0))
+            workers, most = max(workers, sum(marks.values())), max(most, len(marks))
             time.sleep(SECONDS_BETWEEN)
         if process.returncode:
             raise SystemExit(f"{' '.join(command)} failed")
         out.seek(0)
         printed = out.read()
-    seconds = time.monotonic() - begun
-    facts = {"seconds": round(seconds, 1), "peak_rss_mb": round(peak), "parent_rss_mb": round(parent)}
-    return {**facts, "processes": most}, printed
+    seconds = round(time.monotonic() - begun, 1)
+    memory = {"peak_rss_mb": round(parent + workers), "parent_rss_mb": round(parent), "workers_rss_mb": round(workers)}
+    return {"seconds": seconds, **memory, "workers": most}, printed
 
 
 def folder_mb(folder: Path) -> int:
