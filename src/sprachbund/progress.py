@@ -47,7 +47,8 @@ def track(description: str, total: int, *, start: int = 0) -> Iterator[Advance]:
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES or done == total:
             last = now
-            left = (now - begun) / max(done - start, 1) * (total - done)
-            say(f"{description}: {done}/{total}, {now - begun:.0f} s, {left:.0f} s left {note}".rstrip())
+            speed = (done - start) / max(now - begun, 1e-9)
+            left = f"{(total - done) / speed:.0f} s left" if speed else "just begun"
+            say(f"{description}: {done}/{total}, {now - begun:.0f} s, {left} {note}".rstrip())
 
     yield advance_line

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from sprachbund.corpora import cldr, sources
+from sprachbund.corpora import cldr, hub, sources
 from sprachbund.corpora.sources import read_documents
 from sprachbund.errors import InputError, SprachbundError
 from sprachbund.recipe import Source
@@ -224,6 +224,8 @@ def test_the_library_s_exceptions_become_one_sentence(
 
 
 def test_a_stream_that_breaks_later_is_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "WAITS", ())
+
     def broken() -> object:
         yield {"text": "one"}
         raise OSError("connection reset")

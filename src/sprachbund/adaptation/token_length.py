@@ -12,6 +12,7 @@ from typing import Any
 from sprachbund.adaptation.merges import MergeLearner
 from sprachbund.adaptation.vocabulary import learner_of
 from sprachbund.corpora.audit import num_tokens
+from sprachbund.corpora.documents import total_bytes, total_characters
 from sprachbund.errors import InputError
 from sprachbund.modeling.base import tokenize_with
 
@@ -36,7 +37,7 @@ def token_length(tokenize: Tokenize, documents: Sequence[str]) -> TokenLength:
     count = num_tokens(documents, tokenize)
     if count == 0:
         raise InputError("the text has no token, so that none has a length; give some text")
-    return TokenLength(sum(len(text.encode()) for text in documents) / count, sum(map(len, documents)) / count)
+    return TokenLength(total_bytes(documents) / count, total_characters(documents) / count)
 
 
 def bytes_per_token(tokenize: Tokenize, documents: Sequence[str]) -> float:

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from sprachbund.adaptation.merges import MergeLearner, Piece, Vocabulary
+from sprachbund.corpora.documents import total_bytes
 from sprachbund.corpora.packing import DOCUMENTS_AT_ONCE
 from sprachbund.corpora.splits import thinned
 from sprachbund.errors import InputError
@@ -190,7 +191,7 @@ def _bpe_settings(tokenizer: Any) -> dict[str, Any]:
 
 def _pretokenised(backend: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
     """Yield the ids of every word of `texts`, as the tokenizer's own rules cut them."""
-    size = sum(len(text.encode()) for text in texts)
+    size = total_bytes(texts)
     chosen = thinned(texts, min(BYTES_TO_LEARN_FROM / max(size, 1), 1.0))
     for start in range(0, len(chosen), DOCUMENTS_AT_ONCE):
         batch = chosen[start : start + DOCUMENTS_AT_ONCE]

@@ -44,13 +44,13 @@ def audit(recipe: RecipeArgument, sets: SetOption = None, as_json: JsonOption = 
     from sprachbund.corpora.audit import as_json as to_json
     from sprachbund.corpora.audit import audit as run_audit
     from sprachbund.corpora.audit import render_audit
-    from sprachbund.modeling.base import tokenize_with
     from sprachbund.recipe_file import load_recipe
-    from sprachbund.run.data import Corpora, load_or_train_tokenizer
+    from sprachbund.run.data import Corpora, load_or_train_tokenizer, pack_documents
 
     corpora = Corpora(load_recipe(recipe, overrides=sets or []))
-    tokenizer = load_or_train_tokenizer(corpora)
-    rows = run_audit(corpora.recipe, documents=corpora.documents, tokenize=tokenize_with(tokenizer))
+    packed = pack_documents(corpora, load_or_train_tokenizer(corpora))  # kept: `run` need not tokenise them again
+    tokens = {tag: stream.num_tokens - stream.num_documents for tag, stream in packed.items()}  # less the separators
+    rows = run_audit(corpora.recipe, documents=corpora.documents, tokens=tokens)
     if as_json:
         typer.echo(json.dumps(to_json(rows), indent=1, ensure_ascii=False))
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,16 +10,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from sprachbund.corpora.bad_lines import skipped_warning
+from sprachbund.corpora.documents import Documents, SplitDocuments, batches, total_bytes, total_characters
 from sprachbund.corpora.mixture import shares
 from sprachbund.corpora.overlap import shared_documents, shared_warning
-from sprachbund.corpora.splits import SplitDocuments, split_documents
+from sprachbund.corpora.packing import BYTES_AT_ONCE, DOCUMENTS_AT_ONCE, Tokenize
+from sprachbund.corpora.splits import split_documents
 from sprachbund.languages import display_name, script_of, script_share
 from sprachbund.recipe import Recipe
 
 LEAST_SCRIPT_SHARE = 0.5
 MOST_DUPLICATES = 0.2
 SCRIPT_SAMPLE_CHARACTERS = 200_000
-DOCUMENTS_AT_ONCE = 1024
 ASSUMED_BYTES_PER_TOKEN = 4.0  # only where unimax needs a budget in bytes and no tokenizer is at hand
 
 
@@ -70,12 +71,14 @@ def audit(
     recipe: Recipe,
     *,
     documents: Mapping[str, SplitDocuments] | None = None,
-    tokenize: Callable[[list[str]], list[list[int]]] | None = None,
+    tokenize: Tokenize | None = None,
+    tokens: Mapping[str, int] | None = None,
 ) -> list[AuditRow]:
     """Return one row per language, in the recipe's order; reads the corpora where `documents` does not hold them.
 
     Why first: a wrong script, a copied file or an empty split is found in seconds here and in hours later. With
-    `tokenize` the training split is tokenised as well, to count tokens and bytes per token.
+    `tokenize` the training split is tokenised as well, to count tokens and bytes per token; `tokens` has these counts
+    where they are known.
 
     Raises:
         InputError: a corpus cannot be read or leaves a split empty.
@@ -87,7 +90,7 @@ def audit(
     rows: dict[str, dict[str, Any]] = {}
     for tag in recipe.languages:
         mine = documents[tag]
-        counted = None if tokenize is None else num_tokens(mine.train, tokenize)
+        counted = tokens[tag] if tokens is not None else None if tokenize is None else num_tokens(mine.train, tokenize)
         rows[tag] = {**_measured(tag, mine, counted), "shared": shared[tag]}
     sizes = {tag: int(row["bytes"]) for tag, row in rows.items()}
     all_tokens = sum(row["tokens"] or 0 for row in rows.values())
@@ -96,14 +99,14 @@ def audit(
     return [AuditRow(share=share[tag], **row) for tag, row in rows.items()]
 
 
-def num_tokens(documents: Sequence[str], tokenize: Callable[[list[str]], list[list[int]]]) -> int:
+def num_tokens(documents: Iterable[str], tokenize: Tokenize) -> int:
     """Return the number of tokens of all documents together."""
-    pieces = range(0, len(documents), DOCUMENTS_AT_ONCE)
-    return sum(len(ids) for i in pieces for ids in tokenize(list(documents[i : i + DOCUMENTS_AT_ONCE])))
+    pieces = batches(documents, most=DOCUMENTS_AT_ONCE, most_bytes=BYTES_AT_ONCE)
+    return sum(len(ids) for piece in pieces for ids in tokenize(piece))
 
 
 def _measured(tag: str, documents: SplitDocuments, counted: int | None) -> dict[str, Any]:
-    num_bytes = sum(len(document.encode("utf-8")) for document in documents.train)
+    num_bytes = total_bytes(documents.train)
     return {
         "tag": tag,
         "name": display_name(tag),
@@ -121,10 +124,9 @@ def _measured(tag: str, documents: SplitDocuments, counted: int | None) -> dict[
     }
 
 
-def sample_text(documents: Sequence[str]) -> str:
+def sample_text(documents: Documents) -> str:
     """Return text from all over the corpus: the script of a megabyte is known from a part of it."""
-    num_characters = sum(map(len, documents))
-    step = max(1, num_characters // SCRIPT_SAMPLE_CHARACTERS)
+    step = max(1, total_characters(documents) // SCRIPT_SAMPLE_CHARACTERS)
     return "\n".join(documents[::step])[: 2 * SCRIPT_SAMPLE_CHARACTERS]
 
 

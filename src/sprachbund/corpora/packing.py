@@ -5,24 +5,34 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sprachbund.errors import InputError
+from sprachbund.corpora.cache import cache_folder as cache_folder
+from sprachbund.corpora.documents import Stored, batches
+from sprachbund.corpora.workers import num_workers, tokenise_in_workers
+from sprachbund.errors import InputError, SprachbundError
+from sprachbund.progress import say
 
 FORMAT_VERSION = 1
 DOCUMENTS_AT_ONCE = 1024
-TOKENS_AT_ONCE = 1 << 22
+BYTES_AT_ONCE = 1 << 20  # of text
+TOKENS_AT_ONCE = 1 << 20
+LEAST_FOR_WORKERS = 8_000_000  # bytes of text: about four seconds of one core, and workers take half a second to start
+COMPARED_DOCUMENTS, COMPARED_BYTES = 64, 1 << 16
 
 Tokenize = Callable[[list[str]], list[list[int]]]
+Note = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -71,31 +81,40 @@ class Packed:
 
 
 def pack(
-    documents: Iterable[str], tokenize: Tokenize, *, separator: int, path: Path, name: str = "the corpus"
+    documents: Iterable[str],
+    tokenize: Tokenize,
+    *,
+    separator: int,
+    path: Path,
+    name: str = "the corpus",
+    note: Note | None = None,
 ) -> Packed:
     """Tokenise `documents` into `path` (.npy, with a .json of the same name beside it) and return the stream.
 
     Why on disk: the stream is memory-mapped, so that tokens larger than memory train like few. Ids are
     stored as uint16 if all are below 65536, else as uint32. Both files appear whole or not at all, the .json last.
+    Large `Stored` documents are tokenised by several processes (`workers.py`), where `tokenize` has a `definition()`
+    of its tokenizer for them; the stream is the same. `note` is told the bytes of text that are done, now and then.
 
     Raises:
         InputError: there are no documents.
+        SprachbundError: a worker process ended before its time.
         ValueError: `path` does not end in .npy, or `tokenize` does not return one list per document.
     """
     if path.suffix != ".npy":
         raise ValueError(f"{path} does not end in .npy")
     path.parent.mkdir(parents=True, exist_ok=True)
     num_documents = num_bytes = num_tokens = highest = 0
-    stream = iter(documents)
-    with _temporary(path) as wide, _temporary(path) as final:
-        with wide.open("wb") as file:
-            while batch := list(islice(stream, DOCUMENTS_AT_ONCE)):
-                ids = _flat(batch, tokenize, separator)
-                file.write(ids.tobytes())  # tofile hides why the disk refused
-                num_documents += len(batch)
-                num_bytes += sum(len(document.encode("utf-8")) for document in batch)
-                num_tokens += len(ids)
-                highest = max(highest, int(ids.max()))
+    with tempfile.TemporaryFile(dir=path.parent) as wide, _temporary(path) as final:
+        for batch, ids in _tokenised(documents, tokenize, separator):
+            wide.write(ids.tobytes())  # tofile hides why the disk refused
+            batch_bytes = sum(len(document.encode("utf-8")) for document in batch)
+            num_documents += len(batch)
+            num_bytes += batch_bytes
+            num_tokens += len(ids)
+            highest = max(highest, int(ids.max()))
+            if note is not None:
+                note(batch_bytes)
         if num_documents == 0:
             raise InputError(f"{name} has no documents to pack; give it some text.")
         digest = _narrowed(wide, final, num_tokens, np.dtype(np.uint16 if highest < 1 << 16 else np.uint32))
@@ -126,7 +145,7 @@ def load_packed(path: Path, *, name: str = "the corpus") -> Packed:
             sidecar["format"] == FORMAT_VERSION
             and tokens.ndim == 1
             and len(tokens) == sidecar["num_tokens"]
-            and _digest(tokens) == sidecar["sha256"]
+            and _digest(path, tokens) == sidecar["sha256"]
         )
         result = Packed(
             tokens, int(sidecar["num_documents"]), int(sidecar["num_bytes"]), str(sidecar["sha256"]), name, path
@@ -140,14 +159,6 @@ def load_packed(path: Path, *, name: str = "the corpus") -> Packed:
     return result
 
 
-def cache_folder() -> Path:
-    """Return where packed corpora are kept: $SPRACHBUND_CACHE, else sprachbund/ in the user's cache folder (XDG)."""
-    if own := os.environ.get("SPRACHBUND_CACHE"):
-        return Path(own).expanduser()
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "sprachbund"
-
-
 def pack_cached(
     documents: Sequence[str],
     tokenizer_fingerprint: str,
@@ -156,6 +167,7 @@ def pack_cached(
     folder: Path | None = None,
     *,
     name: str = "the corpus",
+    note: Note | None = None,
 ) -> Packed:
     """Return `documents` packed, from `folder` (null: `cache_folder()`) where the same was packed there before.
 
@@ -163,7 +175,7 @@ def pack_cached(
     is damaged or half written is packed anew.
     """
     key = blake2b(digest_size=16)
-    for part in (str(FORMAT_VERSION), tokenizer_fingerprint, str(separator), *documents):
+    for part in chain((str(FORMAT_VERSION), tokenizer_fingerprint, str(separator)), documents):
         data = part.encode("utf-8")
         key.update(len(data).to_bytes(8, "little"))  # else ["ab", "c"] and ["a", "bc"] would be one corpus
         key.update(data)
@@ -171,7 +183,7 @@ def pack_cached(
     try:
         return load_packed(path, name=name)
     except InputError:
-        return pack(documents, tokenize, separator=separator, path=path, name=name)
+        return pack(documents, tokenize, separator=separator, path=path, name=name, note=note)
 
 
 def epoch_order(num_blocks: int, *, seed: int, tag: str, epoch: int) -> NDArray[np.int64]:
@@ -194,24 +206,55 @@ def _flat(batch: list[str], tokenize: Tokenize, separator: int) -> NDArray[np.ui
     return np.concatenate([np.array([*ids, separator], dtype=np.uint32) for ids in lists])
 
 
-def _narrowed(wide: Path, final: Path, num_tokens: int, dtype: np.dtype[Any]) -> str:
+def _tokenised(
+    documents: Iterable[str], tokenize: Tokenize, separator: int
+) -> Iterator[tuple[list[str], NDArray[np.uint32]]]:
+    """Yield the documents in batches, each with its tokens: by worker processes where that pays."""
+    pieces = batches(documents, most=DOCUMENTS_AT_ONCE, most_bytes=BYTES_AT_ONCE)
+    workers = num_workers()
+    define = getattr(tokenize, "definition", None)
+    large = isinstance(documents, Stored) and documents.num_bytes >= LEAST_FOR_WORKERS
+    if large and define is not None and workers > 1 and sys.executable:
+        definition = define()
+        if _workers_agree(documents, tokenize, separator, definition):
+            yield from tokenise_in_workers(pieces, definition, separator=separator, workers=workers)
+            return
+    for batch in pieces:
+        yield batch, _flat(batch, tokenize, separator)
+
+
+def _workers_agree(documents: Iterable[str], tokenize: Tokenize, separator: int, definition: str) -> bool:
+    """Does a worker make the same tokens of the first documents? Not where a tokenizer's class has its own way."""
+    first = next(batches(islice(documents, COMPARED_DOCUMENTS), most=COMPARED_DOCUMENTS, most_bytes=COMPARED_BYTES))
+    try:
+        [(_, ids)] = tokenise_in_workers([first], definition, separator=separator, workers=1)
+    except SprachbundError as error:
+        say(f"tokenising in one process: {error}")
+        return False
+    return np.array_equal(ids, _flat(first, tokenize, separator))
+
+
+def _narrowed(wide: IO[bytes], final: Path, num_tokens: int, dtype: np.dtype[Any]) -> str:
     """Copy raw uint32 tokens into an .npy file of `dtype`, in pieces, and return the digest of what is stored."""
-    source = np.memmap(wide, dtype=np.uint32, mode="r", shape=(num_tokens,))
+    wide.seek(0)
     with final.open("wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (num_tokens,)}
         np.lib.format.write_array_header_1_0(file, header)
         digest = sha256(str(dtype).encode())
-        for start in range(0, num_tokens, TOKENS_AT_ONCE):
-            data = source[start : start + TOKENS_AT_ONCE].astype(dtype).tobytes()
+        while piece := wide.read(4 * TOKENS_AT_ONCE):
+            data = np.frombuffer(piece, dtype=np.uint32).astype(dtype).tobytes()
             digest.update(data)
             file.write(data)
     return digest.hexdigest()
 
 
-def _digest(tokens: NDArray[Any]) -> str:
+def _digest(path: Path, tokens: NDArray[Any]) -> str:
+    """Return the digest of stored tokens, read and not mapped: mapped pages would count as this process's memory."""
     digest = sha256(str(tokens.dtype).encode())
-    for start in range(0, len(tokens), TOKENS_AT_ONCE):
-        digest.update(tokens[start : start + TOKENS_AT_ONCE].tobytes())
+    with path.open("rb") as file:
+        file.seek(-tokens.nbytes, os.SEEK_END)
+        while piece := file.read(TOKENS_AT_ONCE):
+            digest.update(piece)
     return digest.hexdigest()
 
 

@@ -10,18 +10,21 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sprachbund.corpora.bad_lines import EMPTY, MAX_LINE_BYTES, BadLine, describe_skipped
+from sprachbund.corpora.cache import working_folder
+from sprachbund.corpora.hub import hub_name, hub_rows
 from sprachbund.corpora.lines import split_lines
-from sprachbund.errors import InputError, SprachbundError, brief, nearest
+from sprachbund.corpora.shards import SPLITS, check_exists, check_unchanged, files_of, has_splits, mark_of
+from sprachbund.errors import InputError, brief
 from sprachbund.recipe import Source
 
-SPLITS = ("train", "dev", "test")
 FORMATS = (".jsonl", ".txt", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
 CHUNK_BYTES = 1 << 20
@@ -38,14 +41,14 @@ def read_documents(
 
     Why nothing more is done to the text: a model sees what its users write, so neither case nor Unicode form changes,
     and marks of the direction of writing stay. A .txt file holds one document per line; a .jsonl or .parquet file one
-    per row, in `source.field`. `split` (train, dev or test) takes the place of {split} in the path and is given for
-    such paths only; `seed` matters to CLDR only. `skipped` is where what is left out is counted while it is read:
-    empty documents, and under `on_bad_line: skip` bad lines by `BadLine.reason`.
+    per row, in `source.field`; several files follow each other. `split` (train, dev or test) takes the place of {split}
+    in the path and is given for such paths only; `seed` matters to CLDR only. `skipped` is where what is left out is
+    counted while it is read: empty documents, and under `on_bad_line: skip` bad lines by `BadLine.reason`.
 
     Raises:
-        InputError: a file or data set that is missing, damaged, or without any text; a bad line, unless it is to be
-            skipped (see `BadLine`).
-        SprachbundError: the Hub could not be reached.
+        InputError: a file or data set that is missing, damaged, or without any text; a file that changes while it is
+            read; a bad line, unless it is to be skipped (see `BadLine`).
+        SprachbundError: the Hub could not be reached, or its stream ended too early.
         ValueError: `split` does not fit the path (a caller's mistake).
     """
     if (split is not None) != has_splits(source):
@@ -53,18 +56,12 @@ def read_documents(
     if split is not None and split not in SPLITS:
         raise ValueError(f"split={split!r} is none of {', '.join(SPLITS)}")
     if source.file is not None:
-        path = Path(source.file.replace("{split}", split or ""))
-        found, name = _file(path, source.field), str(path)
+        found, name = _files(source, split), ", ".join(source.patterns()).replace("{split}", split or "")
     elif source.hub is not None:
         found, name = _hub(source), f"the Hub data set {source.hub}"
     else:
         found, name = _cldr(source, seed), f"the CLDR corpus {source.cldr}"
     return _clean(found, source, name=name, skipped=Counter() if skipped is None else skipped)
-
-
-def has_splits(source: Source) -> bool:
-    """Return whether the user brings train, dev and test files, that is, {split} stands in the path."""
-    return source.file is not None and "{split}" in source.file
 
 
 def _clean(found: Found, source: Source, *, name: str, skipped: Counter[str]) -> Iterator[str]:
@@ -88,11 +85,28 @@ def _clean(found: Found, source: Source, *, name: str, skipped: Counter[str]) ->
         )
 
 
+def _files(source: Source, split: str | None) -> Found:
+    """Yield what the files of a source hold; all of them are looked for before the first is read."""
+    paths = files_of(source, split)
+    for path in paths:
+        check_exists(path)
+    for path in paths:
+        before = mark_of(path)
+        try:
+            for item in _file(path, source.field):
+                if isinstance(item, BadLine):
+                    check_unchanged(path, before)
+                yield item
+        except InputError:  # what looks damaged is perhaps not finished yet
+            check_unchanged(path, before)
+            raise
+        check_unchanged(path, before)
+
+
 def _file(path: Path, field: str) -> Found:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else None
     kind = suffixes[-1] if suffixes else ""
-    _check_exists(path)
     if kind not in FORMATS:
         raise InputError(
             f"{path} is of no known format; its name must end in {', '.join(FORMATS)}, or in one of these followed by "
@@ -132,17 +146,6 @@ def _check_nul(text: str, where: str) -> None:
     if (place := text.find("\0")) >= 0:
         found = f"{where} has a NUL character at character {place}, as damaged and UTF-16 files do"
         raise BadLine("NUL character", found, "repair the file")
-
-
-def _check_exists(path: Path) -> None:
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name one file, with {{split}} in its path where there are three.")
-    if path.is_file():
-        return
-    if not path.parent.is_dir():
-        raise InputError(f"{path} does not exist, nor does its folder; paths are relative to the recipe.")
-    hint = nearest(path.name, [entry.name for entry in path.parent.iterdir() if entry.is_file()])
-    raise InputError(f"{path} does not exist{hint or '; paths are relative to the recipe.'}")
 
 
 def _chunks(path: Path, compression: str | None) -> Iterator[bytes]:
@@ -185,8 +188,8 @@ def _parquet(path: Path, field: str, compression: str | None) -> Found:
     import pyarrow.parquet
 
     try:
-        content = io.BytesIO(b"".join(_chunks(path, compression))) if compression else str(path)
-        file = pyarrow.parquet.ParquetFile(content)
+        content = _whole(path, compression) if compression else str(path)
+        file = pyarrow.parquet.ParquetFile(content, buffer_size=CHUNK_BYTES)  # by pages, not by whole columns
         columns = file.schema_arrow.names
         if field not in columns:
             raise InputError(f"{path} has no column {field!r}; it has {_listed(columns)}; set the source's field.")
@@ -201,6 +204,14 @@ def _parquet(path: Path, field: str, compression: str | None) -> Found:
                     yield bad
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path} is no sound Parquet file ({_first_line(error)}); fetch it again.") from None
+
+
+def _whole(path: Path, compression: str) -> IO[bytes]:
+    """Return the decompressed content of a file as one that can be read from anywhere; it is gone once it is closed."""
+    file = tempfile.TemporaryFile(dir=working_folder())  # noqa: SIM115
+    file.writelines(_chunks(path, compression))
+    file.seek(0)
+    return file
 
 
 def _values(column: Any, name: str) -> list[bytes | None]:
@@ -262,52 +273,12 @@ def _first_line(error: BaseException) -> str:
 
 
 def _hub(source: Source) -> Found:
-    """Stream a Hub data set; every library exception becomes one sentence.
-
-    The library raises a dozen unrelated kinds (its own, ValueError, httpx's, pyarrow's), so the kind is not filtered:
-    only calls into the library stand inside the try.
-    """
-    import datasets
-
-    name = f"the Hub data set {source.hub}" + (f" ({source.name})" if source.name else "")
-    rows: Iterator[Mapping[str, Any]] | None = None
-    number = 0
-    while True:
-        try:
-            if rows is None:
-                rows = iter(
-                    datasets.load_dataset(
-                        source.hub, source.name, split=source.split, revision=source.revision, streaming=True
-                    )
-                )
-            row = next(rows)
-        except StopIteration:
-            return
-        except Exception as error:
-            raise _hub_error(error, name, source) from error
-        number += 1
+    name = hub_name(source)
+    for number, row in hub_rows(source):
         try:
             yield _text(row, source.field, f"{name}, split {source.split}, row {number}")
         except BadLine as bad:
             yield bad
-
-
-def _hub_error(error: Exception, name: str, source: Source) -> SprachbundError:
-    from datasets.exceptions import FileNotFoundDatasetsError
-
-    said = " ".join(str(error).split())
-    if isinstance(error, FileNotFoundDatasetsError):
-        return InputError(
-            f"{name} at revision {source.revision} cannot be read ({_first_line(error)}); check its id and revision, "
-            "and log in where access is restricted."
-        )
-    if isinstance(error, ValueError) and ("BuilderConfig" in said or "Config name is missing" in said):
-        return InputError(f"{name} needs one of its configurations in the source's name: {said[:300]}")
-    if isinstance(error, ValueError) and "Bad split" in said:
-        return InputError(f"{name} has no split {source.split!r}; set the source's split: {said[:300]}")
-    if isinstance(error, RuntimeError) and "scripts are no longer supported" in said:
-        return InputError(f"{name} is a loading script, which is never run here; use a copy stored as Parquet or JSON.")
-    return SprachbundError(f"{name} could not be read: {type(error).__name__}: {said[:300]}; try again later.")
 
 
 def _cldr(source: Source, seed: int) -> Iterator[str]:

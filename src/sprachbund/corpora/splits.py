@@ -1,45 +1,45 @@
-"""Cut a corpus into train, dev and test so that no line of text is in two of them."""
+"""Cut a corpus into train, dev and test so that no line of text is in two of them.
+
+A corpus is read once, and what is read goes to disk where it is much (`Collector`). In memory are, of every document, a
+hash of eight bytes, and another of every line of dev and test: which of these lines train has is seen in a second pass,
+over what was stored.
+"""
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import pairwise
+from pathlib import Path
 
-from sprachbund.corpora.sources import SPLITS, has_splits, read_documents
+import numpy as np
+
+from sprachbund.corpora.cache import working_folder
+from sprachbund.corpora.documents import (
+    Collector,
+    Documents,
+    Hashes,
+    SplitDocuments,
+    byte_sizes,
+    different_hashes,
+    discard,
+)
+from sprachbund.corpora.kept_splits import keep_splits, load_splits, splits_key
+from sprachbund.corpora.shards import SPLITS, check_same_files, has_splits, marks_of
+from sprachbund.corpora.sources import read_documents
 from sprachbund.errors import InputError
 from sprachbund.recipe import Source, Splits
 
 STRETCH_BYTES = 4000  # of `keep`: about a thousand tokens, so that what is kept is still running text
 LEAST_STRETCHES = 8  # a small share of a small corpus comes in shorter stretches, or it would be all from one place
+HASHES_AT_ONCE = 1 << 16
+
+Note = Callable[[int], None]
 
 
-@dataclass(frozen=True)
-class SplitDocuments:
-    """The documents of one language.
-
-    `documents` is the number read, before anything was removed; `duplicates` how many of these equal an earlier one;
-    `removed_lines` how many lines dev and test lost because an earlier split holds them too; `skipped` what was not
-    read, by reason: empty documents, and bad lines where the source's `on_bad_line` is skip.
-    """
-
-    train: list[str]
-    dev: list[str]
-    test: list[str]
-    removed_lines: int
-    duplicates: int
-    documents: int
-    skipped: dict[str, int] = field(default_factory=dict)
-
-    def all_documents(self) -> Iterator[str]:
-        """Yield the documents of train, dev and test."""
-        for split in SPLITS:
-            yield from getattr(self, split)
-
-
-def split_documents(source: Source, splits: Splits, *, seed: int) -> SplitDocuments:
+def split_documents(source: Source, splits: Splits, *, seed: int, note: Note | None = None) -> SplitDocuments:
     """Return the documents of `source` in three splits that share no line.
 
     Why by line: web text repeats menus and licences, and verse or sentence corpora repeat whole sentences; a model is
@@ -48,33 +48,76 @@ def split_documents(source: Source, splits: Splits, *, seed: int) -> SplitDocume
     duplicates fall in one split. A line of train is removed from dev and test, a line of dev from test; documents that
     become empty vanish. Exact duplicates stay in train, where how often a text occurs is the user's choice (the audit
     warns); in dev and test each counts once. `source.keep` thins train out at the end, so that dev and test are those
-    of the whole corpus.
+    of the whole corpus. Lines and documents are told apart by 64-bit hashes.
+
+    Large corpora from files are kept, cut, in the cache, under what they were made of (`kept_splits`). `note` is told
+    the bytes of text that are read, now and then.
 
     Raises:
-        InputError: a split ends up empty.
+        InputError: a split ends up empty, or a file changes meanwhile.
     """
+    marks = marks_of(source)
+    key = splits_key(source, splits, seed)
+    if (kept := load_splits(key)) is not None:
+        return kept
+    folder = working_folder()
+    result = _cut(source, splits, seed, folder, note)
+    check_same_files(marks, source)  # since the key was made of them
+    return keep_splits(result, folder, key)
+
+
+def _cut(source: Source, splits: Splits, seed: int, folder: Path, note: Note | None) -> SplitDocuments:
+    """Read a source once and cut it; what is large is written to `folder`."""
     skipped: Counter[str] = Counter()
-    if has_splits(source):
-        cut = {split: list(read_documents(source, split=split, seed=seed, skipped=skipped)) for split in SPLITS}
-    else:
-        cut = {split: [] for split in SPLITS}
-        for document in read_documents(source, seed=seed, skipped=skipped):
-            cut[_split_of(document, splits, seed)].append(document)
-    read = [document for documents in cut.values() for document in documents]
-    seen = lines_of(cut["train"])
-    dev, removed_dev = _without(cut["dev"], seen)
-    test, removed_test = _without(cut["test"], seen | lines_of(cut["dev"]))
+    read = {split: Collector(folder / f"{split}.read") for split in SPLITS}
+    different = array("q")
+    noted = 0
+    for split, document in _assigned(source, splits, seed, skipped):
+        read[split].add(document)
+        different.append(hash(document))
+        if note is not None and len(different) % 1024 == 0:
+            total = sum(collector.num_bytes for collector in read.values())
+            note(total - noted)
+            noted = total
+    cut = {split: collector.finish() for split, collector in read.items()}
+    num_documents = len(different)
+    duplicates = num_documents - len(different_hashes(different))
+    seen_by_dev, seen_by_test = _seen(cut)
+    dev, removed_dev = _without(cut["dev"], seen_by_dev, Collector(folder / "dev"))
+    test, removed_test = _without(cut["test"], seen_by_test, Collector(folder / "test"))
+    for split in ("dev", "test"):
+        discard(cut[split])
     result = SplitDocuments(
-        train=thinned(cut["train"], source.keep),
+        train=_thinned(cut["train"], source.keep, Collector(folder / "train")),
         dev=dev,
         test=test,
         removed_lines=removed_dev + removed_test,
-        duplicates=len(read) - len(set(read)),
-        documents=len(read),
+        duplicates=duplicates,
+        documents=num_documents,
         skipped=dict(skipped),
     )
     _check(result, source)
     return result
+
+
+def _assigned(source: Source, splits: Splits, seed: int, skipped: Counter[str]) -> Iterator[tuple[str, str]]:
+    """Yield every document with its split."""
+    if has_splits(source):
+        for split in SPLITS:
+            for document in read_documents(source, split=split, seed=seed, skipped=skipped):
+                yield split, document
+        return
+    for document in read_documents(source, seed=seed, skipped=skipped):
+        yield _split_of(document, splits, seed), document
+
+
+def _thinned(documents: Documents, share: float | None, into: Collector) -> Documents:
+    if share is None or share == 1 or not documents:
+        return documents
+    for document in _in_stretches(documents, share):
+        into.add(document)
+    discard(documents)
+    return into.finish()
 
 
 def thinned(documents: Sequence[str], share: float | None) -> list[str]:
@@ -87,7 +130,22 @@ def thinned(documents: Sequence[str], share: float | None) -> list[str]:
     """
     if share is None or share == 1 or not documents:
         return list(documents)
-    num_bytes = [len(document.encode("utf-8")) for document in documents]
+    return list(_in_stretches(documents, share))
+
+
+def _in_stretches(documents: Sequence[str], share: float) -> Iterator[str]:
+    """Yield the documents of `thinned` in two passes: their sizes say which are kept."""
+    kept = iter(_kept_stretches(byte_sizes(documents), share))
+    start, end = next(kept)
+    for number, document in enumerate(documents):
+        if number == end:
+            start, end = next(kept, (len(documents), len(documents) + 1))
+        if number >= start:
+            yield document
+
+
+def _kept_stretches(num_bytes: Sequence[int], share: float) -> list[tuple[int, int]]:
+    """Return the (start, end) of the stretches that are kept, of documents of these sizes."""
     size = min(STRETCH_BYTES, share * sum(num_bytes) / LEAST_STRETCHES)
     starts, filled = [0], 0
     for i, length in enumerate(num_bytes):
@@ -95,24 +153,54 @@ def thinned(documents: Sequence[str], share: float | None) -> list[str]:
             starts.append(i)
             filled = 0
         filled += length
-    stretches = list(pairwise([*starts, len(documents)]))
-    kept: list[str] = []
+    stretches = list(pairwise([*starts, len(num_bytes)]))
+    kept: list[tuple[int, int]] = []
     owed = 0.0  # bytes that are still to be kept of what has been passed
     for start, end in stretches:
         length = sum(num_bytes[start:end])
         owed += share * length
         if owed >= length / 2:
-            kept += documents[start:end]
+            kept.append((start, end))
             owed -= length
-    if not kept:
-        start, end = min(stretches, key=lambda stretch: sum(num_bytes[slice(*stretch)]))
-        kept = list(documents[start:end])
-    return kept
+    return kept or [min(stretches, key=lambda stretch: sum(num_bytes[slice(*stretch)]))]
 
 
 def lines_of(documents: Iterable[str]) -> set[str]:
     """Return the different lines of all documents, stripped, without empty ones."""
     return {line.strip() for document in documents for line in document.splitlines()} - {""}
+
+
+def _line_hashes(documents: Iterable[str]) -> Iterator[array[int]]:
+    """Yield the hashes of all lines that are not empty, stripped, in pieces."""
+    piece = array("q")
+    for document in documents:
+        piece.extend(hash(text) for line in document.splitlines() if (text := line.strip()))
+        if len(piece) >= HASHES_AT_ONCE:
+            yield piece
+            piece = array("q")
+    yield piece
+
+
+def _seen(cut: dict[str, Documents]) -> tuple[set[int], set[int]]:
+    """Return the hashes of the lines of dev that train has, and of those of test that train or dev has."""
+    of_split: dict[str, Hashes] = {}
+    for split in ("dev", "test"):
+        hashes = array("q")
+        for piece in _line_hashes(cut[split]):
+            hashes.extend(piece)
+        of_split[split] = different_hashes(hashes)
+    held_out = np.union1d(of_split["dev"], of_split["test"])
+    if not len(held_out):
+        return set(), set()
+    in_train = np.zeros(len(held_out), dtype=bool)
+    for piece in _line_hashes(cut["train"]):
+        found = np.frombuffer(piece, dtype=np.int64)
+        places = np.minimum(np.searchsorted(held_out, found), len(held_out) - 1)
+        in_train[places[held_out[places] == found]] = True
+    of_train = held_out[in_train]
+    before_test = np.union1d(of_train, of_split["dev"])
+    by_dev = np.intersect1d(of_train, of_split["dev"], assume_unique=True)
+    return set(by_dev.tolist()), set(np.intersect1d(before_test, of_split["test"], assume_unique=True).tolist())
 
 
 def _split_of(document: str, splits: Splits, seed: int) -> str:
@@ -123,24 +211,25 @@ def _split_of(document: str, splits: Splits, seed: int) -> str:
     return "dev" if point < splits.test + splits.dev else "train"
 
 
-def _without(documents: list[str], seen: set[str]) -> tuple[list[str], int]:
-    """Return the documents, each once, without the lines in `seen`, and how many lines that removed."""
+def _without(documents: Documents, seen: set[int], into: Collector) -> tuple[Documents, int]:
+    """Return the documents, each once, without the lines whose hashes are `seen`, and how many lines that removed."""
     removed = 0
-    kept: dict[str, None] = {}
+    kept: set[int] = set()
     for document in documents:
         lines = document.splitlines()
-        own = [line for line in lines if line.strip() not in seen]
+        own = [line for line in lines if hash(line.strip()) not in seen]
         removed += len(lines) - len(own)
         text = document if len(own) == len(lines) else "\n".join(own).strip()
-        if text:
-            kept[text] = None
-    return list(kept), removed
+        if text and hash(text) not in kept:
+            kept.add(hash(text))
+            into.add(text)
+    return into.finish(), removed
 
 
 def _check(result: SplitDocuments, source: Source) -> None:
     for split in SPLITS:
         if not getattr(result, split):
-            where = source.file or source.hub or f"cldr {source.cldr}"
+            where = ", ".join(source.patterns()) or source.hub or f"cldr {source.cldr}"
             advice = (
                 f"give a {split} file with text of its own"
                 if has_splits(source)

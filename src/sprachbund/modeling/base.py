@@ -169,11 +169,20 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=16).hexdigest()
 
 
-def tokenize_with(tokenizer: Any) -> Any:
-    """Return a function from texts to token ids, without special tokens."""
+class _Tokenization:
+    """From texts to token ids, without special tokens; `definition` is what a worker process does the same by."""
 
-    def tokenize(texts: Sequence[str]) -> list[list[int]]:
-        ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
-    return tokenize
+    def definition(self) -> str:
+        return str(self.tokenizer.backend_tokenizer.to_str())
+
+
+def tokenize_with(tokenizer: Any) -> Any:
+    """Return a function from texts to token ids, without special tokens."""
+    return _Tokenization(tokenizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sprachbund.recipe.part import Part, Positive, Rate, Share
 
@@ -57,8 +57,10 @@ class Base(Part):
 class Source(Part):
     """Where the text of one language comes from: a file, the Hub, or the embedded CLDR corpus."""
 
-    file: str | None = Field(
-        None, description=".jsonl, .txt or .parquet, each also .gz or .zst; {split} stands for train, dev, test"
+    file: str | list[str] | None = Field(
+        None,
+        description=".jsonl, .txt or .parquet, each also .gz or .zst; {split} stands for train, dev, test; a pattern "
+        "such as data/swh/*.jsonl.zst, or a list, for several (corpora.md)",
     )
     field: str = Field("text", description="name of the text field in .jsonl and .parquet files and on the Hub")
     hub: str | None = Field(None, description="Hub data set id, streamed")
@@ -83,7 +85,19 @@ class Source(Part):
     @model_validator(mode="before")
     @classmethod
     def _from_string(cls, value: Any) -> Any:
-        return {"file": value} if isinstance(value, str) else value
+        return {"file": value} if isinstance(value, str | list) else value
+
+    @field_validator("file", mode="before")
+    @classmethod
+    def _paths(cls, value: Any) -> Any:
+        paths = value if isinstance(value, list) else [value]
+        if value is not None and (not paths or not all(isinstance(path, str) and path for path in paths)):
+            raise ValueError(f"found {value!r}; give a path, or a list of paths")
+        return value
+
+    def patterns(self) -> list[str]:
+        """Return the paths of `file`, in which there may be wildcards and {split}; none where it is not given."""
+        return [self.file] if isinstance(self.file, str) else list(self.file or [])
 
     @model_validator(mode="after")
     def _one(self) -> Self:

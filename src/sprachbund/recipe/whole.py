@@ -201,9 +201,12 @@ class Recipe(Part):
             except (OSError, RuntimeError, ValueError) as error:
                 raise InputError(f"{path!r} cannot be a path ({brief(error)}); correct it") from None
 
-        languages = {
-            tag: source.model_copy(update={"file": absolute(source.file)}) for tag, source in self.languages.items()
-        }
+        def located(source: Source) -> Source:
+            if isinstance(source.file, list):
+                return source.model_copy(update={"file": [absolute(path) for path in source.file]})
+            return source.model_copy(update={"file": absolute(source.file)})
+
+        languages = {tag: located(source) for tag, source in self.languages.items()}
         local = self.base.path is not None and os.path.isdir(folder / os.path.expanduser(self.base.path))
         base = self.base.model_copy(update={"path": absolute(self.base.path)}) if local else self.base
         if (scratch := base.scratch) is not None:

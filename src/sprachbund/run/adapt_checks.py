@@ -49,7 +49,7 @@ def newcomer_warnings(work: Work, model: Any, tag: str, table: Sequence[Mapping[
         corpora = {
             known: split_documents(settings.protect[known], settings.splits, seed=settings.seed) for known in relatives
         }
-        documents = {known: [*corpus.train, *corpus.dev, *corpus.test] for known, corpus in corpora.items()}
+        documents = {known: corpus.all_documents() for known, corpus in corpora.items()}
         found.append(mostly_shared(tag, shared_text(text.documents.train, documents)))
     if settings.extend_vocab is None:
         found.append(

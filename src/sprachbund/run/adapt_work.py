@@ -12,6 +12,7 @@ import numpy as np
 
 from sprachbund.adaptation.vocabulary import FILE as EXTENSION_FILE
 from sprachbund.adaptation.vocabulary import Extension, extend_tokenizer, load_extension
+from sprachbund.corpora.documents import Joined
 from sprachbund.corpora.packing import Packed, pack_cached
 from sprachbund.evaluation import TestText
 from sprachbund.files import EXTENSIONS
@@ -67,7 +68,7 @@ class Work:
             return None
         folder = self.steps / EXTENSIONS / members[0]
         if not (folder / EXTENSION_FILE).is_file():
-            documents = [text for tag in members for text in self.texts[tag].documents.train]
+            documents = Joined([self.texts[tag].documents.train for tag in members])
             made = extend_tokenizer(
                 self.tokenizer, documents, self.settings.extend_vocab, vocab_size=self.config.vocab_size
             )

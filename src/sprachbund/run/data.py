@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b, file_digest
-from importlib.metadata import version
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sprachbund.corpora.bad_lines import skipped_warning
+from sprachbund.corpora.documents import Documents, SplitDocuments, total_bytes
+from sprachbund.corpora.kept_splits import source_state as source_state
 from sprachbund.corpora.mixture import schedule, shares
 from sprachbund.corpora.overlap import shared_documents, shared_warning
 from sprachbund.corpora.packing import Packed, load_packed, pack_cached
-from sprachbund.corpora.splits import SplitDocuments, split_documents
+from sprachbund.corpora.shards import Mark, check_same_files, marks_of
+from sprachbund.corpora.splits import split_documents
 from sprachbund.errors import InputError
 from sprachbund.files import write_text
 from sprachbund.progress import say, track
-from sprachbund.recipe import Recipe, Source
+from sprachbund.recipe import Recipe
 from sprachbund.run.directory import Run, read_json
 
 if TYPE_CHECKING:
@@ -31,47 +33,70 @@ if TYPE_CHECKING:
 BYTES_FOR_TOKENIZER = 50_000_000  # of all languages together: more text changes a small vocabulary little
 
 
-def source_state(source: Source) -> Any:
-    """Return what tells whether a corpus has changed: the source, and the content of its files wherever they lie."""
-    state: dict[str, Any] = source.model_dump(mode="json", exclude_none=True, exclude={"family"})
-    if source.on_bad_line == "error":  # which changes no text, so that runs from before there was a choice stay valid
-        del state["on_bad_line"]
-    if source.file:
-        paths = [Path(source.file.replace("{split}", split)) for split in ("train", "dev", "test")]
-        state["file"] = [[p.suffixes, _content(p)] for p in dict.fromkeys(paths) if p.is_file()]
-    if source.cldr:
-        state["babel"] = version("babel")
-    return state
-
-
-def _content(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
-
-
 @dataclass(frozen=True)
 class Corpora:
-    """Every language's text, read once and only when a stage needs it."""
+    """Every language's text, read once and only when a stage needs it.
+
+    Its files are looked at when the first thing is asked for, and again whenever they have been read: what is computed
+    is then of one state of them.
+    """
 
     recipe: Recipe
 
     @cached_property
+    def marks(self) -> dict[str, dict[Path, Mark]]:
+        """What the files were when they were first looked at."""
+        found = {}
+        for tag, source in self.recipe.languages.items():
+            with _named(tag):
+                found[tag] = marks_of(source)
+        return found
+
+    @cached_property
     def documents(self) -> dict[str, SplitDocuments]:
         """Split documents per language tag; raises InputError naming the language whose corpus is wrong."""
-        found = {}
+        found, marks = {}, self.marks
         with track("read corpora", len(self.recipe.languages)) as advance:
             for tag, source in self.recipe.languages.items():
-                try:
-                    found[tag] = split_documents(source, self.recipe.splits, seed=self.recipe.seed)
-                except InputError as error:
-                    raise InputError(f"languages.{tag}: {error}") from None
+                note = _megabytes(lambda done, tag=tag: advance(0, f"{tag}: {done:,} MB of text"))  # type: ignore[misc]
+                with _named(tag):
+                    found[tag] = split_documents(source, self.recipe.splits, seed=self.recipe.seed, note=note)
+                    check_same_files(marks[tag], source)
                 advance(1, tag)
         return found
 
     @cached_property
     def states(self) -> dict[str, Any]:
         """What the corpora are computed from, for fingerprints."""
-        return {tag: source_state(source) for tag, source in self.recipe.languages.items()}
+        found, marks = {}, self.marks
+        for tag, source in self.recipe.languages.items():
+            with _named(tag):
+                found[tag] = source_state(source)
+                check_same_files(marks[tag], source)
+        return found
+
+
+@contextmanager
+def _named(tag: str) -> Iterator[None]:
+    """Begin what is said of a wrong corpus with its place in the recipe."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"languages.{tag}: {error}") from None
+
+
+def _megabytes(show: Callable[[int], None]) -> Callable[[int], None]:
+    """Return what takes bytes and shows the megabytes so far, each time that there are more."""
+    done = shown = 0
+
+    def note(num_bytes: int) -> None:
+        nonlocal done, shown
+        done += num_bytes
+        if done // 1_000_000 > shown:
+            shown = done // 1_000_000
+            show(shown)
+
+    return note
 
 
 def load_or_train_tokenizer(corpora: Corpora) -> Any:
@@ -117,9 +142,9 @@ def make_tokenizer(run: Run, corpora: Corpora) -> Any:
     return load_tokenizer(folder)
 
 
-def _tokenizer_texts(documents: Mapping[str, list[str]], recipe: Recipe, budget: int) -> Iterator[str]:
+def _tokenizer_texts(documents: Mapping[str, Documents], recipe: Recipe, budget: int) -> Iterator[str]:
     """Yield train documents in the mixture's proportions, at most `budget` bytes of them and each at most once."""
-    num_bytes = {tag: sum(len(d.encode()) for d in texts) for tag, texts in documents.items()}
+    num_bytes = {tag: total_bytes(texts) for tag, texts in documents.items()}
     share = shares(num_bytes, recipe.mixture, budget_bytes=float(sum(num_bytes.values())))
     scale = min(budget, min(num_bytes[tag] / share[tag] for tag in share))
     for tag, texts in documents.items():
@@ -143,39 +168,61 @@ class PackedCorpora:
         return blake2b("".join(p.digest for p in self.train.values()).encode(), digest_size=12).hexdigest()
 
 
+def pack_documents(corpora: Corpora, tokenizer: Any) -> dict[str, Packed]:
+    """Tokenise and pack every language's train split (cached by content), with its progress in megabytes of text."""
+    from sprachbund.modeling.base import tokenize_with, tokenizer_fingerprint
+
+    mark, tokenize = tokenizer_fingerprint(tokenizer), tokenize_with(tokenizer)
+    sizes = {tag: max(total_bytes(documents.train) // 1_000_000, 1) for tag, documents in corpora.documents.items()}
+    packed: dict[str, Packed] = {}
+    with track("tokenise (MB)", sum(sizes.values())) as advance:
+        for tag, documents in corpora.documents.items():
+            shown = 0
+
+            def show(done: int, tag: str = tag) -> None:
+                nonlocal shown
+                advance(min(done, sizes[tag]) - shown, tag)
+                shown = min(done, sizes[tag])
+
+            packed[tag] = pack_cached(
+                documents.train,
+                mark,
+                tokenize,
+                tokenizer.eos_token_id,
+                name=f"{tag} (train)",
+                note=_megabytes(show),
+            )
+            show(sizes[tag])
+    return packed
+
+
 def pack_corpora(run: Run, corpora: Corpora, tokenizer: Any) -> PackedCorpora:
-    """Tokenise and pack every language's train split (cached by content).
+    """Return every language's train split as tokens, and write what they are to RUN/corpora.json.
 
     Raises InputError where a train split does not fill a block or a test split is too short to score: now, and not
     after hours of training.
     """
-    from sprachbund.modeling.base import tokenize_with, tokenizer_fingerprint
+    from sprachbund.modeling.base import tokenizer_fingerprint
 
-    mark, tokenize = tokenizer_fingerprint(tokenizer), tokenize_with(tokenizer)
     packed: dict[str, Packed] = {}
 
-    def pack_one(tag: str, documents: list[str]) -> Packed:
-        return pack_cached(documents, mark, tokenize, tokenizer.eos_token_id, name=f"{tag} (train)")
-
     def work() -> Mapping[str, Any]:
-        with track("tokenise", len(corpora.documents)) as advance:
-            for tag, documents in corpora.documents.items():
-                packed[tag] = pack_one(tag, documents.train)
-                packed[tag].num_blocks(run.recipe.train.block_size)
-                read_test_text(corpora, tag, tokenizer)
-                advance(1, tag)
+        packed.update(pack_documents(corpora, tokenizer))
+        for tag, stream in packed.items():
+            stream.num_blocks(run.recipe.train.block_size)
+            read_test_text(corpora, tag, tokenizer, most=run.recipe.evaluate.burn_in + 2)
         facts = _facts(packed, corpora.documents)
         write_text(run.path("corpora.json"), json.dumps(facts, indent=1) + "\n")
         return {"train_tokens": sum(p.num_tokens for p in packed.values())}
 
     recipe = run.recipe
-    inputs = [corpora.states, mark, recipe.splits.model_dump(), recipe.train.block_size, recipe.seed]
-    run.stage("corpora", [*inputs, recipe.evaluate.burn_in], ["corpora.json"], work)
+    inputs: list[Any] = [corpora.states, tokenizer_fingerprint(tokenizer), recipe.splits.model_dump()]
+    inputs += [recipe.train.block_size, recipe.seed, recipe.evaluate.burn_in]
+    run.stage("corpora", inputs, ["corpora.json"], work)
     if not packed:  # the stage was skipped: the streams are in the cache, unless that was emptied
         packed.update(_load_packed(run) or {})
-    for tag in recipe.languages:
-        if tag not in packed:
-            packed[tag] = pack_one(tag, corpora.documents[tag].train)
+    if any(tag not in packed for tag in recipe.languages):
+        packed.update(pack_documents(corpora, tokenizer))
     return PackedCorpora({tag: packed[tag] for tag in recipe.languages})
 
 
@@ -213,8 +260,11 @@ def _load_packed(run: Run) -> dict[str, Packed]:
     return found
 
 
-def read_test_text(corpora: Corpora, tag: str, tokenizer: Any) -> TestText:
-    """Return the text that one language is scored on; raises InputError where it is too short to score."""
+def read_test_text(corpora: Corpora, tag: str, tokenizer: Any, *, most: int | None = None) -> TestText:
+    """Return the text that one language is scored on, its beginning of `most` tokens where that will do.
+
+    Raises InputError where it is too short to score.
+    """
     from sprachbund.evaluation.perplexity import test_text
     from sprachbund.modeling.base import tokenize_with
 
@@ -223,7 +273,7 @@ def read_test_text(corpora: Corpora, tag: str, tokenizer: Any) -> TestText:
         getattr(corpora.documents[tag], split),
         tokenize_with(tokenizer),
         separator=tokenizer.eos_token_id,
-        max_tokens=settings.tokens,
+        max_tokens=most or settings.tokens,
     )
     if len(text.tokens) < settings.burn_in + 2:
         raise InputError(

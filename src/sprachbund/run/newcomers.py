@@ -9,8 +9,9 @@ import numpy as np
 
 from sprachbund.adaptation.newcomer import check_script, check_size
 from sprachbund.corpora.bad_lines import skipped_warning
+from sprachbund.corpora.documents import Documents, SplitDocuments
 from sprachbund.corpora.packing import Packed, pack_cached
-from sprachbund.corpora.splits import SplitDocuments, split_documents
+from sprachbund.corpora.splits import split_documents
 from sprachbund.errors import InputError
 from sprachbund.evaluation.perplexity import TestText, test_text
 from sprachbund.modeling.base import tokenize_with, tokenizer_fingerprint
@@ -72,7 +73,7 @@ def read_new(tag: str, source: Source, settings: Adaptation, tokenizer: Any) -> 
 
 
 def scored_text(
-    documents: list[str], settings: Adaptation, tokenizer: Any, *, name: str, most: int | None = None
+    documents: Documents, settings: Adaptation, tokenizer: Any, *, name: str, most: int | None = None
 ) -> TestText:
     """Return the text to score of some documents; raises InputError, beginning with `name`, where it is too short."""
     text = test_text(
@@ -89,7 +90,7 @@ def scored_text(
     return text
 
 
-def retokenised(text: TestText, documents: list[str], tokenizer: Any) -> TestText:
+def retokenised(text: TestText, documents: Documents, tokenizer: Any) -> TestText:
     """Return the documents that a text was made of, the first of `documents`, as tokens of another tokenizer."""
     ends = np.cumsum([len(document.encode()) for document in documents])
     count = int(np.searchsorted(ends, text.num_bytes)) + 1

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sprachbund.corpora.documents import total_characters
 from sprachbund.similarity.signal import Signal, norm_of
 
 NUM_PARTS = 8
@@ -54,7 +55,7 @@ def count_characters(documents: Sequence[str], *, ngram: int) -> Signal:
 
 def _chosen(documents: Sequence[str]) -> list[str]:
     """Return documents, normalised, evenly spaced so that together they have about as many characters as allowed."""
-    step = max(sum(map(len, documents)) / CHARACTERS_AT_MOST, 1.0)
+    step = max(total_characters(documents) / CHARACTERS_AT_MOST, 1.0)
     chosen = dict.fromkeys(int(i * step) for i in range(int(np.ceil(len(documents) / step))))
     return [" ".join(unicodedata.normalize("NFC", documents[i].lower()).split()) for i in chosen if i < len(documents)]
 
