@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sprachbund.modeling.pairs import with_previous
+from sprachbund.modeling.pairs import TOKENS_AT_ONCE, with_previous
 
-TOKENS_AT_ONCE = 1 << 24  # a stream on disk may be larger than memory
 SMOOTHING = 0.05  # added to every count: an unseen token must not rule a language out
 
 

@@ -1,7 +1,7 @@
 """Pairs of neighbouring tokens: what a token tells about the language beyond itself, from the one before it.
 
 The count gate knows a language by its tokens, and is at its weakest at the first few of a text. A pair of tokens tells
-more than the two alone. The pairs that say most are kept, each with a gain for every language,
+more than the two alone. The most frequent pairs are kept, each with a gain for every language,
 
     gain(v | u, language) = log p(v | u, language) - log p(v | language),
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 PRIOR = 10.0  # tokens; 2 to 50 make no difference (docs/experiments.md)
-TOKENS_AT_ONCE = 1 << 24
+TOKENS_AT_ONCE = 1 << 24  # a stream on disk may be larger than memory
 
 
 @dataclass(frozen=True)
