@@ -16,7 +16,7 @@ from sprachbund.export import exporter
 from sprachbund.export.dense import dense_verdict, specialist_config, specialist_tensors
 from sprachbund.export.exporter import export_dense
 from sprachbund.export.source import Source, read_mixture_config
-from sprachbund.modeling import expand
+from sprachbund.modeling import PairTable, expand
 from sprachbund.modeling.checkpoint import write_checkpoint
 from sprachbund.modeling.ffn import FAMILIES
 
@@ -212,3 +212,11 @@ def test_a_tensor_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     source = Source(model, read_mixture_config(model))
     with pytest.raises(InputError, match=r"lacks the tensor model\.layers\.1\.mlp\.experts\.down_proj, which"):
         specialist_tensors(source, specialist_config(source), group=0)
+
+
+@pytest.mark.usefixtures("here")
+def test_the_gates_tables_stay_behind(tmp_path: Path) -> None:
+    pairs = PairTable(torch.arange(6), torch.ones(6, len(GROUPS)))
+    save_mixture(tmp_path / "mixture", kind="shared", options={"pairs": pairs})
+    export_dense(tmp_path / "mixture", tmp_path / "dense", group=1)
+    assert not [name for name in load_file(tmp_path / "dense/model.safetensors") if "gate." in name]

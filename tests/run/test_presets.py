@@ -57,17 +57,19 @@ def test_the_default_gives_each_language_an_expert_and_each_group_rows(
     [
         (["experts.kind=hierarchy", "experts.width=8", "experts.language_width=2"], 4),
         (["experts.kind=adapter"], 2),
-        (["experts.rank=3", "experts.rows=all"], 2),
+        (["experts.rank=3", "experts.rows=all", "experts.gate_pairs=64"], 2),
         (["experts.kind=copy", *DEFAULT], 4),
         (["groups.count=1", "experts.width=8"], 1),
     ],
-    ids=["hierarchy", "adapter", "low rank", "copies by language", "one group"],
+    ids=["hierarchy", "adapter", "low rank and pairs", "copies by language", "one group"],
 )
 def test_every_kind_of_experts_runs_to_a_report(
     settings: list[str], groups: int, tiny: Path, tmp_path: Path, cli: CommandLine
 ) -> None:
     metrics = finish(cli, tiny, tmp_path / "out", *settings, "dense.train=false")
-    assert load_config(tmp_path / "out/model").num_groups == groups
+    config = load_config(tmp_path / "out/model")
+    assert config.num_groups == groups
+    assert config.gate_pairs == (64 if "experts.gate_pairs=64" in settings else 0)
     assert (tmp_path / "out/report.html").is_file()
     assert set(metrics["average"]["perplexity"]) == {"base", "group", "prefix", "top_k"}
 

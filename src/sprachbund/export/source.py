@@ -70,10 +70,10 @@ class Source:
 
     @property
     def names(self) -> list[str]:
-        """The tensors that an export keeps, in the order of the files: without the gate's table, the keyed rows and
+        """The tensors that an export keeps, in the order of the files: without the gate's tables, the keyed rows and
         the paths of languages that came later.
         """
-        others = (f"{self.base_prefix}.language_gate.log_prob", f"{self.base_prefix}.language_paths.")
+        others = (f"{self.base_prefix}.language_gate.", f"{self.base_prefix}.language_paths.")
         return [name for name in self.checkpoint.names if not name.startswith(others) and not self._is_delta(name)]
 
     def __contains__(self, name: str) -> bool:

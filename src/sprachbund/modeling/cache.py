@@ -132,7 +132,8 @@ def has_sides(cache: Any) -> bool:
 
 
 def scores_so_far(cache: Any) -> Tensor | None:
-    """Return the language scores summed over all cached tokens, (B, L); None where nothing was scored yet.
+    """Return the gate's sums over all cached tokens, (B, L) and more columns where it has more to remember; None where
+    nothing was scored yet.
 
     Raises ValueError for a cache whose tokens another routing read: `prefix` cannot know what they were.
     """
@@ -144,6 +145,6 @@ def scores_so_far(cache: Any) -> Tensor | None:
     return scores
 
 
-def keep_scores(cache: Any, scores_BTL: Tensor) -> None:
-    """Keep the running sums of this call, (B, T, L), on the cache."""
-    note(cache, SCORES, scores_BTL)
+def keep_scores(cache: Any, scores: Tensor) -> None:
+    """Keep the gate's running sums of this call, (B, T, ...), on the cache."""
+    note(cache, SCORES, scores)

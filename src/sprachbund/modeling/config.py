@@ -28,6 +28,7 @@ _FIELDS: dict[str, tuple[Any, Any]] = {
     "language_width": (int | None, None),  # a hierarchy: the width of the small experts that each group owns alone
     # keyed embedding and output rows: the table of each group; empty: none
     "row_of_group": (list[int], field(default_factory=list)),
+    "gate_pairs": (int, 0),  # pairs of neighbouring tokens that the count gate knows beside single ones
     "router_gradient": (str, "detach"),
     "routing": (str, "prefix"),
     # languages that came later, each with a path of its own: the fields of language_path.PathSpec

@@ -113,15 +113,16 @@ class GroupDecision:
         plain = isinstance(mask, Tensor) and mask.dim() == 2
         mask = mask[:, -input_ids.shape[1] :] if plain else None
         past = scores_so_far(cache)
-        num_old = len(self.language_gate.groups)
-        ids_BT, scores_BTL = self.language_gate(input_ids, mask, None if past is None else past[:, :num_old])
+        num_old = self.language_gate.size_of_sums
+        ids_BT, sums = self.language_gate(input_ids, mask, None if past is None else past[:, :num_old])
         if gated:
             new_BTM = newcomer_scores(
                 self.language_gate, self.language_paths, input_ids, mask, None if past is None else past[:, num_old:]
             )
-            chosen_BT = paths_of_scores(scores_BTL, new_BTM, self.language_paths, advantage=self.config.path_advantage)
+            old_BTL = sums[..., : len(self.language_gate.groups)]  # of single tokens, as the newcomers' are
+            chosen_BT = paths_of_scores(old_BTL, new_BTM, self.language_paths, advantage=self.config.path_advantage)
             ids_BT = torch.where(chosen_BT < 0, ids_BT, chosen_BT + self.config.num_groups)
-            scores_BTL = torch.cat([scores_BTL, new_BTM], dim=-1)
+            sums = torch.cat([sums, new_BTM], dim=-1)
         if cache is not None:
-            keep_scores(cache, scores_BTL)
+            keep_scores(cache, sums)
         return ids_BT  # type: ignore[no-any-return]

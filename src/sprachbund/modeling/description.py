@@ -121,7 +121,8 @@ def describe_config(config: Any) -> Description:
     if not all(hasattr(decoder, name) for name in ("num_hidden_layers", "hidden_size", "vocab_size")):
         raise InputError(f"a model of type {config.model_type!r} is no plain decoder, and cannot be described")
     counts = count_parameters(model) if is_dmoe(model) else _counts_with_experts(model, decoder)
-    table = sum(buffer.numel() for name, buffer in model.named_buffers() if name.endswith("language_gate.log_prob"))
+    gates = [buffer for name, buffer in model.named_buffers() if "language_gate." in name]
+    table = sum(buffer.numel() * buffer.element_size() for buffer in gates)
     family = FAMILIES.get(getattr(config, "dense_model_type", config.model_type))
     ffn, refusal = _dense_ffn(dense_config(config) if is_dmoe(model) else config)
     return Description(
@@ -132,7 +133,7 @@ def describe_config(config: Any) -> Description:
         hidden_size=decoder.hidden_size,
         vocab_size=decoder.vocab_size,
         parameters=counts,
-        bytes={dtype: counts.total * size + table * 4 for dtype, size in BYTES.items()},
+        bytes={dtype: counts.total * size + table for dtype, size in BYTES.items()},
         ffn=ffn,
         mixture=_mixture(config, model) if is_dmoe(model) else None,
         refusal=_expanded_already(config) if is_dmoe(model) else refusal,

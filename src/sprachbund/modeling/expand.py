@@ -13,6 +13,7 @@ from sprachbund.modeling.experts import banks
 from sprachbund.modeling.ffn import Family, family_of
 from sprachbund.modeling.ffn_weights import FfnShape, ffn_shape_of, to_expert
 from sprachbund.modeling.model import causal_lm_class, inner_model
+from sprachbund.modeling.pairs import PairTable
 from sprachbund.modeling.paths import paths_of
 from sprachbund.modeling.rows import keyed_rows
 from sprachbund.modeling.start import fresh_tensor, scales_of, starting_router
@@ -100,8 +101,11 @@ def mixture_config(
     num_experts_per_tok: int = 2,
     router_gradient: Literal["detach", "through"] = "detach",
     routing: Literal["group", "prefix", "top_k"] = "top_k",
+    gate_pairs: int = 0,
 ) -> Any:
     """Return the mixture's configuration from the dense model's; see `expand` for the arguments.
+
+    `gate_pairs` is the number of pairs of tokens in the gate.
 
     Raises InputError for an unsupported family, layers that do not exist, groups or experts with gaps.
     """
@@ -139,6 +143,7 @@ def mixture_config(
         language_width=language_width,
         router_gradient=router_gradient,
         routing=routing,
+        gate_pairs=gate_pairs,
     )
 
 
@@ -160,13 +165,16 @@ def expand(
     router_init: RouterInit = "zero",
     routing: Literal["group", "prefix", "top_k"] | None = None,
     log_prob: Tensor | None = None,
+    pairs: PairTable | None = None,
     seed: int = 0,
 ) -> Any:
     """Return the mixture twin of a loaded dense model: the same function at step 0, whatever the routing.
 
     `groups` is {language tag: group}, in the order of the languages of `log_prob`, (V, L), the gate's table
-    (`count_log_prob`; uniform when None); where languages are not known yet, `num_groups` says how many groups there
-    are. Kind `copy`: one copy of each chosen FFN per expert replaces it (sparse upcycling, DMoE, as released). Kind
+    (`count_log_prob`; uniform when None), which may have `pairs` of tokens beside it (`pair_table`); where languages
+    are not known yet, `num_groups` says how many groups there are.
+
+    Kind `copy`: one copy of each chosen FFN per expert replaces it (sparse upcycling, DMoE, as released). Kind
     `shared`: the FFN stays and each expert is a fresh one of `width` units (default: the FFN's) with a zero last
     projection, which adds to it; with one group for all that is the dense model with a wider FFN. Kind `adapter`: a
     bottleneck of `width` (default: half the model's) on the FFN's output, as in X-MOD (Pfeiffer et al. 2022). Kind
@@ -201,12 +209,18 @@ def expand(
         num_experts_per_tok=num_experts_per_tok,
         router_gradient=router_gradient,
         routing=routing or ("top_k" if log_prob is None else "prefix"),
+        gate_pairs=0 if pairs is None else len(pairs.keys),
     )
     family = family_of(model.config.model_type)
     if log_prob is not None and log_prob.shape != (config.vocab_size, len(config.languages)):
         raise InputError(
             f"log_prob has shape {tuple(log_prob.shape)}; it needs {(config.vocab_size, len(config.languages))}: a row "
             "for each token of the vocabulary, a column for each language of groups"
+        )
+    if pairs is not None and pairs.gain.shape != (len(pairs.keys), len(config.languages)):
+        raise InputError(
+            f"pairs.gain has shape {tuple(pairs.gain.shape)}; it needs {(len(pairs.keys), len(config.languages))}: a "
+            "row for each pair, a column for each language of groups"
         )
     layers = getattr(inner_model(model), family.layers)
     for index in config.moe_layers:
@@ -231,8 +245,12 @@ def expand(
         )
     for table in keyed_rows(twin):
         torch.nn.init.zeros_(table)
+    gate = inner_model(twin).language_gate
     if log_prob is not None:
-        inner_model(twin).language_gate.log_prob.copy_(log_prob)
+        gate.log_prob.copy_(log_prob)
+    if pairs is not None and len(pairs.keys):
+        gate.pair_keys.copy_(pairs.keys)
+        gate.pair_gain.copy_(pairs.gain)
     twin.generation_config = model.generation_config
     return twin.train(model.training).to(model.device)
 

@@ -76,7 +76,8 @@ def _init_weights(model: Any, module: nn.Module) -> bool:
             else:
                 init.normal_(parameter, mean=0.0, std=std)
     elif isinstance(module, LanguageGate):
-        init.zeros_(module.log_prob)
+        for table in module.buffers():
+            init.zeros_(table)
     elif isinstance(module, LowRank):
         init.normal_(module.a, std=module.a.shape[1] ** -0.5)
         init.zeros_(module.b)
@@ -144,7 +145,10 @@ class _DmoeModel(GroupDecision, _Ours):
                 ffn = getattr(layer, self.family.ffn)
                 setattr(layer, self.family.ffn, build_moe(config, self.family, ffn, layer=index))
         self.language_gate = LanguageGate(
-            config.vocab_size, [config.groups[tag] for tag in config.languages], config.num_groups
+            config.vocab_size,
+            [config.groups[tag] for tag in config.languages],
+            config.num_groups,
+            num_pairs=config.gate_pairs,
         )
         for spec in path_specs(config):
             add_language_path(self, config, spec)

@@ -3,7 +3,7 @@
 Unlike a path (language_path.py) this changes what the model decides: the gate has one language more, and a router one
 row more. What trains is the group's own rows of the fused tensors, and nothing else.
 
-Shapes: V vocabulary, L languages, P places (numbers of `config.groups`), E experts.
+Shapes: V vocabulary, L languages, P pairs of the gate, E experts.
 """
 
 import copy
@@ -21,18 +21,26 @@ from sprachbund.modeling.start import nudged
 from sprachbund.modeling.tables import layer_table
 
 
-def with_language(model: Any, tag: str, place: int, log_prob_V: Tensor) -> Any:
-    """Return the mixture with a language more in one of its groups; `log_prob_V` is its column of the gate's table."""
+def with_language(model: Any, tag: str, place: int, log_prob_V: Tensor, gain_P: Tensor | None = None) -> Any:
+    """Return the mixture with a language more in one of its groups.
+
+    `log_prob_V` is its column of the gate's table, `gain_P` that of the table of pairs where the gate has one.
+    """
     config = copy.deepcopy(model.config)
     config.groups = {**config.groups, tag: place}
     config.languages = [*config.languages, tag]
     state = model.state_dict()
-    name = f"{model.base_model_prefix}.language_gate.log_prob"
-    state[name] = torch.cat([state[name], log_prob_V.to(state[name]).unsqueeze(1)], dim=1)
+    columns = {"log_prob": log_prob_V} | ({"pair_gain": gain_P} if config.gate_pairs else {})
+    for key, column in columns.items():
+        name = f"{model.base_model_prefix}.language_gate.{key}"
+        assert column is not None
+        state[name] = torch.cat([state[name], column.to(state[name]).unsqueeze(1)], dim=1)
     return rebuilt(model, config, state)
 
 
-def with_copy(model: Any, tag: str, place: int, log_prob_V: Tensor, *, seed: int = 0) -> Any:
+def with_copy(
+    model: Any, tag: str, place: int, log_prob_V: Tensor, gain_P: Tensor | None = None, *, seed: int = 0
+) -> Any:
     """Return the mixture with a group more for a new language: a copy of another's experts and router rows.
 
     The copied row of each router is nudged, by `seed`, so that under `top_k` it does not tie with its original. Tables
@@ -61,7 +69,7 @@ def with_copy(model: Any, tag: str, place: int, log_prob_V: Tensor, *, seed: int
     own = list(range(config.num_groups))
     always = config.language_width is not None
     config.expert_of_group = {str(layer): table for layer, table in tables.items() if always or table != own}
-    return with_language(rebuilt(model, config, state), tag, config.num_groups - 1, log_prob_V)
+    return with_language(rebuilt(model, config, state), tag, config.num_groups - 1, log_prob_V, gain_P)
 
 
 class _OneRow(nn.Module):

@@ -187,7 +187,9 @@ def _gates(model: Any, plan: Plan, state: Mapping[str, Tensor], languages: Seque
     base, specs = f"{model.base_model_prefix}.", path_specs(model.config)
     found = {name: tensor for name, tensor in state.items() if not name.startswith(f"{base}language_paths.")}
     columns = [model.config.languages.index(tag) for tag in languages]
-    found[f"{base}language_gate.log_prob"] = state[f"{base}language_gate.log_prob"][:, columns]
+    for name in (f"{base}language_gate.log_prob", f"{base}language_gate.pair_gain"):
+        if name in state:
+            found[name] = state[name][:, columns]
     for number, (path, kept) in enumerate(plan.paths.items()):
         old, new = (f"{base}language_paths.{n}." for n in (path, number))
         columns = [specs[path].languages.index(tag) for tag in kept]

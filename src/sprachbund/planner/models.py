@@ -35,7 +35,9 @@ def models_of(recipe: Recipe) -> Models:
     dense = _base_config(recipe)
     groups = _groups(recipe)
     layers, notes = _layers(recipe, dense, groups)
-    mixture = mixture_config(dense, **expert_arguments(recipe.experts, dense, groups, layers))
+    experts = recipe.experts
+    arguments = expert_arguments(experts, dense, groups, layers)
+    mixture = mixture_config(dense, **arguments, gate_pairs=experts.gate_pairs)
     return Models(skeleton(dense), skeleton(mixture), tuple(notes))
 
 

@@ -47,6 +47,12 @@ class Experts(Part):
         1.0, gt=0, description="learning rate of experts and keyed rows as a multiple of the model's"
     )
     num_experts_per_tok: Positive = Field(2, description="experts per token under top_k routing [paper: 2]")
+    gate_pairs: int = Field(
+        0,
+        ge=0,
+        description="prefix routing: the count gate also knows so many pairs of neighbouring tokens, which tell a "
+        "text's language sooner; each takes a number for every language [ours]",
+    )
     router_gradient: Literal["detach", "through"] = Field(
         "detach", description="does the router's loss reach the language model? [paper: through] [ours: detach]"
     )

@@ -12,7 +12,7 @@ import torch
 
 from sprachbund.export.card import write_card
 from sprachbund.grouping.greedy import Grouping
-from sprachbund.modeling import count_log_prob, expand
+from sprachbund.modeling import count_log_prob, expand, pair_table
 from sprachbund.modeling.base import device
 from sprachbund.modeling.expand import mixture_config
 from sprachbund.modeling.sizing import widths_within
@@ -193,11 +193,14 @@ def expand_base(run: Run, base: Any, packed: PackedCorpora, grouping: Grouping, 
     dense = base.load(dtype="float32")
     assignment = grouping.as_dict()
     groups = {tag: assignment[tag] for tag in packed.train}
+    experts, streams = run.recipe.experts, [p.tokens for p in packed.train.values()]
+    log_prob = count_log_prob(streams, vocab_size=dense.config.vocab_size)
     return expand(
         dense,
-        **expert_arguments(run.recipe.experts, dense.config, groups, layers),
-        router_init=run.recipe.experts.router_init,
-        log_prob=count_log_prob([p.tokens for p in packed.train.values()], vocab_size=dense.config.vocab_size),
+        **expert_arguments(experts, dense.config, groups, layers),
+        router_init=experts.router_init,
+        log_prob=log_prob,
+        pairs=pair_table(streams, log_prob, num_pairs=experts.gate_pairs) if experts.gate_pairs else None,
         seed=run.recipe.seed,
     ).to(device())
 

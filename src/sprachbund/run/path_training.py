@@ -18,7 +18,9 @@ from sprachbund.errors import InputError
 from sprachbund.modeling import count_log_prob
 from sprachbund.modeling.generation import group_of_language
 from sprachbund.modeling.language_path import num_group_ids, path_specs
+from sprachbund.modeling.model import inner_model
 from sprachbund.modeling.new_group import only_rows, with_copy, with_language
+from sprachbund.modeling.pairs import pair_gains
 from sprachbund.recipe import Adaptation
 from sprachbund.training.batches import TrainingBlocks
 from sprachbund.training.stages import StagePlan, TrainingPlan
@@ -180,16 +182,19 @@ def make_place(
 ) -> tuple[Any, int]:
     """Return the model with a place for new languages, and its group id; a path's parts add nothing yet."""
     table_VM = count_log_prob(list(streams), vocab_size=model.config.vocab_size)
+    gains: Sequence[torch.Tensor | None] = [None] * len(languages)
+    if model.config.gate_pairs:
+        gains = pair_gains(streams, table_VM, inner_model(model).language_gate.pair_keys).unbind(1)
     if place.join is not None:
-        for tag, column_V in zip(languages, table_VM.unbind(1), strict=True):
+        for tag, column_V, gain_P in zip(languages, table_VM.unbind(1), gains, strict=True):
             if place.join >= model.config.num_groups:
                 model = with_path_language(model, place.join, tag, column_V)
             else:
-                model = with_language(model, tag, place.join, column_V)
+                model = with_language(model, tag, place.join, column_V, gain_P)
         return model, place.join
     if settings.path == "paper":
         (tag,) = languages
-        model = with_copy(model, tag, place.parent, torch.as_tensor(table_VM[:, 0]), seed=settings.seed)
+        model = with_copy(model, tag, place.parent, torch.as_tensor(table_VM[:, 0]), gains[0], seed=settings.seed)
         return model, model.config.num_groups - 1
     group_id = add_language(
         model,
