@@ -160,6 +160,40 @@ def pair_rows(result: dict[str, Any], tiers: Mapping[str, Sequence[str]]) -> lis
     return rows
 
 
+def worth(result: dict[str, Any], method: str, rival: str, tags: Sequence[str]) -> str:
+    """Return in words what a method is worth beside a rival for some languages: of one seed's sign, or undecided."""
+    how = {"rival_routing": result["methods"][rival]["headline"]}
+    values = changes(result, method, rival, tags=tags, **how)
+    if min(values) < 0 < max(values):
+        return f"between {min(values):+.1%} and {max(values):+.1%}, no difference"
+    return f"{abs(fmean(values)):.1%} {'better' if fmean(values) < 0 else 'worse'}"
+
+
+def answer(result: dict[str, Any], tiers: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the plain answer to what grouping by similarity is worth with unequal text; none where it is not known."""
+    needed = {"shared-6", "shared-6-random", "per-language", "hierarchy", "hierarchy-random", "default"}
+    if not needed <= set(result["methods"]):
+        return []
+    full, *others = tiers.values()
+    small = [tag for tags in others for tag in tags]
+
+    def both(method: str, rival: str) -> str:
+        return f"{worth(result, method, rival, full)} (all text), {worth(result, method, rival, small)} (little text)"
+
+    return [
+        "**The plain answer.** In perplexity after burn-in, over seeds:",
+        "",
+        f"- One expert for each family, against random groups: {both('shared-6', 'shared-6-random')}.",
+        f"- The same against one narrow expert for each language: {both('shared-6', 'per-language')}.",
+        "- In a hierarchy, where each language has a small expert too, families against random groups: "
+        f"{both('hierarchy', 'hierarchy-random')}; and the hierarchy against experts for languages alone: "
+        f"{both('hierarchy', 'per-language')}.",
+        f"- The default, narrow experts for languages and rows for groups, against those experts without the rows: "
+        f"{both('default', 'per-language')}.",
+        "",
+    ]
+
+
 def unequal(name: str, content: dict[str, Any], files: dict[str, str]) -> list[str]:
     """Return the section of unequal text."""
     result, tiers = content["result"], content["tiers"]
@@ -179,6 +213,7 @@ def unequal(name: str, content: dict[str, Any], files: dict[str, str]) -> list[s
         "",
         *table(["", *(f"text: {tier}" for tier in tiers), "languages better"], pair_rows(result, tiers)),
         "",
+        *answer(result, tiers),
         *shown(name, content, files),
         *bars(content),
     ]

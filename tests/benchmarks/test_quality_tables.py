@@ -117,3 +117,23 @@ def test_the_survey_tells_what_a_mixture_is_worth_under_every_routing(tables: Mo
     assert routed == ["| default", "| native"], "dense has no routing"
     assert "-25.0%" in block
     assert "What had to be reached" not in page
+
+
+def test_the_plain_answer_is_in_words_and_says_where_seeds_disagree(tables: ModuleType, write: Write) -> None:
+    full, small = TAGS[:2], TAGS[2:]
+    tiers = {"all": full, "1/10": small}
+    names = ("shared-6", "shared-6-random", "per-language", "hierarchy", "hierarchy-random", "default")
+    methods = {"dense": dense(even(20.0)), **{name: entry(even(15.0)) for name in names}}
+    methods["shared-6-random"] = entry({**even(12.0, full), **even(20.0, small)})
+    # seed 0 a tenth better than the hierarchy's, seed 1 a tenth worse
+    methods["hierarchy-random"] = entry(even(15.0))
+    for run, factor in zip(methods["hierarchy-random"]["runs"], (0.9, 1.1), strict=True):
+        for one in run["test"]["prefix"]["languages"].values():
+            one["perplexity_after_burn_in"] *= factor
+    write("unequal", comparison(methods), tiers=tiers)
+    page = tables.pages()["comparison.md"]
+    assert "against random groups: 25.0% worse (all text), 25.0% better (little text)." in page
+    assert "families against random groups: between -9.1% and +11.1%, no difference (all text)" in page
+    del methods["default"]
+    write("unequal", comparison(methods), tiers=tiers)
+    assert "plain answer" not in tables.pages()["comparison.md"]
