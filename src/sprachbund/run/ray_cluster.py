@@ -87,14 +87,24 @@ def connected(address: str | None) -> Iterator[Any]:
     with own as settings:
         import ray  # now: it reads the variables that are set for an own cluster
 
-        before = signal.getsignal(signal.SIGTERM)  # which Ray makes an orderly end, as long as it is needed
+        before = signal.getsignal(signal.SIGTERM)
         try:
             _connect(ray, address, settings)
+            _on_termination(_end)  # Ray's own answer is a stack trace and an abort
             yield ray
         finally:
             ray.shutdown()
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, before)
+            _on_termination(before)
+
+
+def _on_termination(handler: Any) -> None:
+    if threading.current_thread() is threading.main_thread():  # Python lets no other thread do it
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _end(number: int, frame: object) -> None:
+    """End in order, so that Ray is ended too."""
+    sys.exit(128 + number)
 
 
 def _connect(ray: Any, address: str, settings: dict[str, Any]) -> None:
