@@ -81,10 +81,15 @@ def describe(value: object) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old file or the whole new one, whenever the writer is killed."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old file or the whole new one, whenever the writer is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

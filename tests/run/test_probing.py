@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import tiny_config
+from transformers import AutoModelForCausalLM
 
 from sprachbund.corpora.packing import block_sequence
 from sprachbund.errors import InputError
@@ -117,15 +119,15 @@ def test_a_language_that_is_done_is_not_measured_again(
     probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = probe(sources(*ALL), folder="whole")
-    measure = probing._Measure.__call__
+    measure = probing.Measure.__call__
 
-    def stopped(self: Any, tag: str) -> Any:
-        if tag == "rus_Cyrl":
+    def stopped(self: Any, text: probing.LanguageText) -> Any:
+        if text.tag == "rus_Cyrl":
             raise KeyboardInterrupt
-        return measure(self, tag)
+        return measure(self, text)
 
     with monkeypatch.context() as patched:
-        patched.setattr(probing._Measure, "__call__", stopped)
+        patched.setattr(probing.Measure, "__call__", stopped)
         with pytest.raises(KeyboardInterrupt):
             probe(sources(*ALL))
     done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run/probe").glob("*.safetensors")}
@@ -137,6 +139,47 @@ def test_a_language_that_is_done_is_not_measured_again(
     assert len(again) == 4
     assert done.items() <= again.items()
     assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads the process's memory map")
+def test_the_base_is_kept_as_its_file_and_only_where_it_will_be_changed(
+    made: tuple[DenseBase, PackedCorpora, Corpora], shared_tiny: Path, tmp_path: Path
+) -> None:
+    def mapped(tensor: torch.Tensor) -> bool:
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            if line.endswith("/base/model.safetensors"):
+                start, end = (int(address, 16) for address in line.split()[0].split("-"))
+                if start <= tensor.data_ptr() < end:
+                    return True
+        return False
+
+    run = open_tiny(shared_tiny, tmp_path / "deviation")
+    measure = probing.Measure(run.recipe, made[0])
+    assert all(mapped(tensor) for tensor in measure.start.values())
+    assert not any(mapped(parameter) for parameter in measure.model.parameters())
+    run.close()
+    run = open_tiny(shared_tiny, tmp_path / "representation", "groups.source=representation")
+    measure = probing.Measure(run.recipe, made[0])
+    assert not hasattr(measure, "start")
+    assert all(mapped(parameter) for parameter in measure.model.parameters())
+    run.close()
+
+
+def test_dropout_is_the_same_whatever_was_measured_before(
+    made: tuple[DenseBase, PackedCorpora, Corpora], shared_tiny: Path, tmp_path: Path
+) -> None:
+    config = tiny_config("gpt2")
+    config.resid_pdrop, config.vocab_size = 0.5, 300
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    base = DenseBase(str(tmp_path / "base"), "main", False, "float32")
+    run = open_tiny(shared_tiny, tmp_path / "run")
+    texts = [probing.LanguageText(tag, made[1].train[tag]) for tag in TAGS[:2]]
+    measure = probing.Measure(run.recipe, base)
+    after_another = [measure(text).losses for text in texts][1]
+    assert probing.Measure(run.recipe, base)(texts[1]).losses == after_another
+    measure.model.transformer.h[1].mlp.dropout.p = 0.0
+    assert measure(texts[1]).losses != after_another  # it is at work
+    run.close()
 
 
 def test_a_result_that_is_missing_is_made_again(probe: Probe, tmp_path: Path) -> None:

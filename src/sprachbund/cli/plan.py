@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sprachbund.cli.engine import AddressOption, CpusOption, EngineOption, GpusOption, probe_engine
 from sprachbund.cli.options import (
     JsonOption,
     OutOption,
@@ -28,6 +29,10 @@ def probe(
             show_default=False,
         ),
     ] = None,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
+    gpus: GpusOption = None,
+    cpus: CpusOption = None,
     out: OutOption = None,
     sets: SetOption = None,
     seed: SeedOption = None,
@@ -40,7 +45,9 @@ def probe(
     """
     if sources is not None:
         sets = [*(sets or []), f"probe.sources={json.dumps([s.strip() for s in sources.split(',') if s.strip()])}"]
+    chosen = probe_engine(engine, address, gpus, cpus)
     with pipeline(target, out, sets, seed, update) as stages:
+        stages.probe_engine = chosen
         if not stages.run.recipe.probe_sources():
             raise InputError("nothing to probe: groups and layers need nothing; give --sources, for example deviation")
         files = stages.similarities

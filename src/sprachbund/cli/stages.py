@@ -5,6 +5,7 @@ from pathlib import Path
 
 import typer
 
+from sprachbund.cli.engine import AddressOption, CpusOption, EngineOption, GpusOption, probe_engine
 from sprachbund.cli.options import (
     JsonOption,
     OutOption,
@@ -24,13 +25,19 @@ def run(
     sets: SetOption = None,
     seed: SeedOption = None,
     update: UpdateOption = False,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
+    gpus: GpusOption = None,
+    cpus: CpusOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Do everything: probe, group, expand, train, evaluate against the dense control, report. Resumable.
 
     Example: `sprachbund run examples/bible-18.yaml --set preset=native --out runs/bible-native`
     """
+    chosen = probe_engine(engine, address, gpus, cpus)
     with pipeline(recipe, out, sets, seed, update) as stages:
+        stages.probe_engine = chosen
         page = stages.report()
         _finish(stages.metrics, f"report: {page}", as_json)
 

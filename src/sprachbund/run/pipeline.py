@@ -24,6 +24,7 @@ class Pipeline:
         set_seed(run.recipe.seed)
         check_arithmetic(run.recipe.train.dtype)
         self.run = run
+        self.probe_engine: probing.Engine = probing.measure_here
 
     @cached_property
     def corpora(self) -> Corpora:
@@ -54,7 +55,7 @@ class Pipeline:
         if not sources:
             return None
         base = self.base if set(sources) & set(probing.MODEL_SOURCES) else None
-        return probing.probe(self.run, base, self.packed, self.corpora)
+        return probing.probe(self.run, base, self.packed, self.corpora, engine=self.probe_engine)
 
     @cached_property
     def similarities(self) -> dict[str, Path]:

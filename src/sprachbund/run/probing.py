@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor
 from sprachbund.corpora.packing import Packed, block_sequence
 from sprachbund.corpora.sentences import evenly_spaced, read_parallel
 from sprachbund.errors import InputError
-from sprachbund.files import write_text
+from sprachbund.files import write_bytes, write_text
 from sprachbund.modeling.base import device, load_model, load_tokenizer, read_config, scratch_model, tokenize_with
 from sprachbund.modeling.ffn import family_of
 from sprachbund.progress import track
@@ -35,8 +37,8 @@ from sprachbund.similarity import (
     load_probe,
     measure_gradient,
     measure_representation,
+    probe_bytes,
     probe_language,
-    save_probe,
 )
 from sprachbund.training import TrainingBlocks
 from sprachbund.training.stages import plan_base
@@ -154,11 +156,63 @@ class Probes:
         return {tag: {"delta_norm_ffn": ffn, "delta_norm_att": attention[tag]} for tag, ffn in self.ffn_norms.items()}
 
 
-def probe(run: Run, base: DenseBase | None, packed: PackedCorpora, corpora: Corpora) -> Probes:
+@dataclass(frozen=True)
+class LanguageText:
+    """What the probe reads of one language: its token stream, and texts for the sources that read texts."""
+
+    tag: str
+    stream: Packed
+    sentences: Sequence[str] = ()
+    documents: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class ProbeJob:
+    """What a recipe's probe measures and reads; the base is None where no source needs it."""
+
+    recipe: Recipe
+    base: DenseBase | None
+    packed: PackedCorpora
+    corpora: Corpora
+    parallel: dict[str, list[str]] | None
+
+    def text(self, tag: str) -> LanguageText:
+        """Return what is read of one language; sentences are documents, spread evenly, where none are parallel."""
+        sources, sentences, documents = self.recipe.probe_sources(), list[str](), list[str]()
+        if "characters" in sources:
+            documents = self.corpora.documents[tag].train
+        if "representation" in sources and self.parallel is not None:
+            sentences = self.parallel[tag]
+        elif "representation" in sources:
+            train = self.corpora.documents[tag].train
+            sentences = [train[i] for i in evenly_spaced(len(train), most=self.recipe.probe.num_sentences)]
+        return LanguageText(tag, self.packed.train[tag], sentences, documents)
+
+
+# Measures the given languages and yields, as soon as each is there, its tag and the content of its file. Which engine
+# did it changes no result, so that no fingerprint knows of it.
+Engine = Callable[[ProbeJob, Sequence[str]], Generator[tuple[str, bytes], None, None]]
+
+
+def measure_here(job: ProbeJob, tags: Sequence[str]) -> Generator[tuple[str, bytes], None, None]:
+    """Measure one language after the other in this process: the engine that needs nothing."""
+    measure = Measure(job.recipe, job.base)
+    for tag in tags:
+        yield tag, probe_bytes(measure(job.text(tag)))
+
+
+def probe(
+    run: Run,
+    base: DenseBase | None,
+    packed: PackedCorpora,
+    corpora: Corpora,
+    *,
+    engine: Engine = measure_here,
+) -> Probes:
     """Read from the base how alike the languages are, by every source of the recipe, in one pass.
 
-    The base, needed by the sources of MODEL_SOURCES only, is loaded once. A language's result is on disk as soon as it
-    is there and is not computed again; but another source or setting means another probe, which starts afresh.
+    The base is needed by the sources of MODEL_SOURCES only. A language's result is on disk as soon as it is there and
+    is not computed again; but another source or setting means another probe, which starts afresh.
 
     Raises:
         InputError: layers that the base does not have, or parallel sentences that are none.
@@ -169,86 +223,87 @@ def probe(run: Run, base: DenseBase | None, packed: PackedCorpora, corpora: Corp
     parallel = None
     if "representation" in sources and settings.sentences is not None:
         parallel = read_parallel(settings.sentences, recipe.tags(), most=settings.num_sentences)
-    with_model = any(source in MODEL_SOURCES for source in sources)
+    used = base if any(source in MODEL_SOURCES for source in sources) else None
 
     def work() -> Mapping[str, Any]:
-        measure = _Measure(run, base if with_model else None, packed, corpora, parallel)
-        mark = run.fingerprints["probe"]
-        if folder.exists() and (not (folder / MARK).exists() or (folder / MARK).read_text() != mark):
-            shutil.rmtree(folder)
-        write_text(folder / MARK, mark)
-        with track("probe", len(packed.train)) as advance:
-            for tag in packed.train:
-                file = folder / f"{tag}.safetensors"
-                if not file.exists():
-                    found = measure(tag)
-                    save_probe(file, found)
-                    run.log("probe", "language", language=tag, losses=found.losses)
-                advance(1, tag)
+        layers = probed_layers(settings.layers, used.num_layers()) if used is not None else []
+        _measure_missing(run, ProbeJob(recipe, used, packed, corpora, parallel), engine)
         write_text(folder / "probe.json", json.dumps(_load(folder, packed).norms, indent=1) + "\n")
         passes = sum(source in sources for source in ("deviation", "gradient"))
         tokens = passes * settings.repeats * settings.steps * probe_batch(recipe) * recipe.train.block_size
-        return {"layers": measure.layers, "sources": sources, "tokens": tokens * len(packed.train)}
+        return {"layers": layers, "sources": sources, "tokens": tokens * len(packed.train)}
 
     inputs: list[Any] = [settings.model_dump(exclude={"center", "sources"}), sources, parallel, packed.digest]
     inputs += [recipe.train.block_size, recipe.seed, recipe.train.dtype]
     files = [f"probe/{tag}.safetensors" for tag in packed.train]
-    run.stage("probe", inputs, ["probe/probe.json", *files], work, after=["base"] if with_model else [])
+    run.stage("probe", inputs, ["probe/probe.json", *files], work, after=["base"] if used is not None else [])
     return _load(folder, packed)
+
+
+def _measure_missing(run: Run, job: ProbeJob, engine: Engine) -> None:
+    """Fill RUN/probe; what is there of the very same probe stays."""
+    folder, mark = run.path("probe"), run.fingerprints["probe"]
+    if folder.exists() and (not (folder / MARK).exists() or (folder / MARK).read_text() != mark):
+        shutil.rmtree(folder)
+    write_text(folder / MARK, mark)
+    files = {tag: folder / f"{tag}.safetensors" for tag in job.packed.train}
+    missing = [tag for tag, file in files.items() if not file.exists()]
+    if not missing:
+        return
+    done = len(files) - len(missing)
+    with track("probe", len(files), start=done) as advance, closing(engine(job, missing)) as measured:
+        for tag, content in measured:
+            write_bytes(files[tag], content)
+            run.log("probe", "language", language=tag, losses=load_probe(files[tag]).losses)
+            advance(1, tag)
 
 
 def _load(folder: Path, packed: PackedCorpora) -> Probes:
     return Probes({tag: load_probe(folder / f"{tag}.safetensors") for tag in packed.train})
 
 
-class _Measure:
-    """Measures one language after the other by every source; `layers` are those whose FFNs are compared."""
+class Measure:
+    """Measures one language after the other by every source."""
 
-    def __init__(
-        self,
-        run: Run,
-        base: DenseBase | None,
-        packed: PackedCorpora,
-        corpora: Corpora,
-        parallel: dict[str, list[str]] | None,
-    ) -> None:
-        self.recipe, self.sources = run.recipe, run.recipe.probe_sources()
-        self.packed, self.corpora, self.parallel = packed, corpora, parallel
-        self.layers: list[int] = []
-        if base is not None:
-            settings = self.recipe.probe
-            self.model = base.load()
-            self.start = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
-            self.ffn = family_of(self.model.config.model_type).ffn
-            self.layers = probed_layers(settings.layers, self.model.config.num_hidden_layers)
-            self.hidden_layer = hidden_layer(settings.hidden_layer, self.model.config.num_hidden_layers)
-            num_parts = settings.steps * settings.repeats
-            self.sketches = Sketches(settings.sketch_size, num_parts=num_parts, seed=self.recipe.seed)
-            if "representation" in self.sources:
-                self.tokenize = tokenize_with(base.load_tokenizer())
+    def __init__(self, recipe: Recipe, base: DenseBase | None) -> None:
+        self.recipe, self.sources = recipe, recipe.probe_sources()
+        if base is None:
+            return
+        settings = recipe.probe
+        self.model = base.load()
+        if "deviation" in self.sources:
+            self.start = _set_aside(self.model)
+        self.ffn = family_of(self.model.config.model_type).ffn
+        self.layers = probed_layers(settings.layers, self.model.config.num_hidden_layers)
+        self.hidden_layer = hidden_layer(settings.hidden_layer, self.model.config.num_hidden_layers)
+        num_parts = settings.steps * settings.repeats
+        self.sketches = Sketches(settings.sketch_size, num_parts=num_parts, seed=recipe.seed)
+        if "representation" in self.sources:
+            self.tokenize = tokenize_with(base.load_tokenizer())
 
-    def __call__(self, tag: str) -> LanguageProbe:
+    def __call__(self, text: LanguageText) -> LanguageProbe:
         """Return what the probe of one language finds: first at the base's weights, then by moving them."""
-        settings, signals = self.recipe.probe, dict[str, Signal]()
+        settings, signals, tag = self.recipe.probe, dict[str, Signal](), text.tag
         if "representation" in self.sources:
             signals["representation"] = measure_representation(
                 self.model,
-                self._sentences(tag),
+                [ids[: self.recipe.train.block_size] for ids in self.tokenize(text.sentences) if ids],
                 tag=tag,
                 hidden_layer=self.hidden_layer,
                 batch_tokens=min(probe_micro_batch(self.recipe) * self.recipe.train.block_size, STATES_AT_ONCE),
             )
         if "lexical" in self.sources:
-            signals["lexical"] = count_tokens(self.packed.train[tag].tokens)
+            signals["lexical"] = count_tokens(text.stream.tokens)
         if "characters" in self.sources:
-            signals["characters"] = count_characters(self.corpora.documents[tag].train, ngram=settings.ngram)
-        steps = steps_of(self.recipe, self.packed.train[tag], tag)
+            signals["characters"] = count_characters(text.documents, ngram=settings.ngram)
+        steps = steps_of(self.recipe, text.stream, tag)
         if "gradient" in self.sources:
             signals["gradient"] = measure_gradient(
                 self.model, steps, tag=tag, ffn=self.ffn, layers=self.layers, sketches=self.sketches
             )
         found = LanguageProbe(tag, {})
         if "deviation" in self.sources:
+            torch.manual_seed(_seed_of(self.recipe, tag))
             found = probe_language(
                 self.model,
                 steps,
@@ -262,14 +317,23 @@ class _Measure:
         signals.update(found.signals)
         return replace(found, signals={source: signals[source] for source in self.sources})
 
-    def _sentences(self, tag: str) -> list[list[int]]:
-        """Return token ids of the parallel sentences, else of documents that are spread alike over every corpus."""
-        if self.parallel is not None:
-            texts = self.parallel[tag]
-        else:
-            documents = self.corpora.documents[tag].train
-            texts = [documents[i] for i in evenly_spaced(len(documents), most=self.recipe.probe.num_sentences)]
-        return [ids[: self.recipe.train.block_size] for ids in self.tokenize(texts) if ids]
+
+def _set_aside(model: Any) -> dict[str, Tensor]:
+    """Return the parameters as they were loaded, and let the model work on copies.
+
+    This way round, and not copies to restore from, because loaded parameters of the file's dtype are the file itself,
+    mapped into memory: as long as nobody writes to them, all processes of a machine share them.
+    """
+    start = {}
+    for name, parameter in model.named_parameters():
+        start[name] = parameter.data
+        parameter.data = parameter.data.clone()
+    return start
+
+
+def _seed_of(recipe: Recipe, tag: str) -> int:
+    """Return the seed of one language's dropout: the same whichever languages this process measured before."""
+    return int.from_bytes(blake2b(f"probe/{recipe.seed}/{tag}".encode(), digest_size=7).digest(), "big")
 
 
 def probed_layers(choice: str | list[int], num_layers: int) -> list[int]:

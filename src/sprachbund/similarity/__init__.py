@@ -8,7 +8,7 @@ from sprachbund.similarity.counts import count_characters, count_tokens
 from sprachbund.similarity.deviation import FineTuning, probe_language
 from sprachbund.similarity.gradient import measure_gradient
 from sprachbund.similarity.representation import measure_representation
-from sprachbund.similarity.signal import LanguageProbe, Signal, Sketches, load_probe, save_probe
+from sprachbund.similarity.signal import LanguageProbe, Signal, Sketches, load_probe, probe_bytes, save_probe
 from sprachbund.similarity.sketch import CountSketch
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "load_probe",
     "measure_gradient",
     "measure_representation",
+    "probe_bytes",
     "probe_language",
     "resampled",
     "save_probe",

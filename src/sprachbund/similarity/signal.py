@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from sprachbund.files import write_bytes
 from sprachbund.similarity.sketch import CountSketch
 
 
@@ -130,8 +131,8 @@ def _packed(key: str, numbers: Tensor) -> dict[str, Tensor]:
     return {**tensors, key: half if torch.equal(half.float(), numbers) else numbers.contiguous()}
 
 
-def save_probe(path: Path, probe: LanguageProbe) -> None:
-    """Write a probe's result as safetensors, atomically."""
+def probe_bytes(probe: LanguageProbe) -> bytes:
+    """Return a probe's result as the content of a safetensors file."""
     tensors: dict[str, Tensor] = {}
     facts: dict[str, Any] = {}
     for source, signal in probe.signals.items():
@@ -141,10 +142,12 @@ def save_probe(path: Path, probe: LanguageProbe) -> None:
             for layer, numbers in vectors.items():
                 tensors.update(_packed(f"{source}/{kind}/{layer}", numbers))
     values = {"ffn": probe.ffn_norms, "attention": probe.attention_norms, "losses": probe.losses, "signals": facts}
-    metadata = {"tag": probe.tag, **{key: json.dumps(value) for key, value in values.items()}}
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata=metadata)
-    temporary.replace(path)
+    return bytes(save(tensors, {"tag": probe.tag, **{key: json.dumps(value) for key, value in values.items()}}))
+
+
+def save_probe(path: Path, probe: LanguageProbe) -> None:
+    """Write a probe's result as safetensors, atomically."""
+    write_bytes(path, probe_bytes(probe))
 
 
 def load_probe(path: Path) -> LanguageProbe:
