@@ -16,6 +16,15 @@ class DivergedError(SprachbundError):
     """A training diverged: its loss, or what the model predicts, is no number any more."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Is this a want of memory, of the machine's or the accelerator's? torch says so in a RuntimeError's text only."""
+    said = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(sign in said for sign in ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED"))
+    )
+
+
 def brief(error: object) -> str:
     """Return what a library's error says, on one line and cut, to stand in brackets in a sentence of ours."""
     return " ".join(str(error).split())[:240]

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,3 +90,30 @@ def write_text(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_left(path: Path) -> None:
+    """Remove what killed processes have left of writing `path`: .NAME.PID.tmp and .NAME.PID-....tmp beside it."""
+    for left in path.parent.glob(".*.tmp"):
+        found = re.fullmatch(rf"\.{re.escape(path.name)}\.(\d+)(-\w+)?\.tmp", left.name)
+        if found and not _alive(int(found[1])):
+            remove(left)
+
+
+def _alive(process: int) -> bool:
+    """Is there a process of this number on this machine?"""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass  # somebody else's, or no number of a process here
+    return True

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sprachbund.errors import InputError
+from sprachbund.files import remove_left
 
 FORMAT_VERSION = 1
 DOCUMENTS_AT_ONCE = 1024
@@ -171,7 +172,12 @@ def pack_cached(
     try:
         return load_packed(path, name=name)
     except InputError:
+        remove_left(path)
+    try:
         return pack(documents, tokenize, separator=separator, path=path, name=name)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write that fails does not say where
+        raise
 
 
 def epoch_order(num_blocks: int, *, seed: int, tag: str, epoch: int) -> NDArray[np.int64]:

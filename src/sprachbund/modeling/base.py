@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from sprachbund.errors import InputError, brief
+from sprachbund.checksums import check_model
+from sprachbund.errors import InputError, brief, out_of_memory
 from sprachbund.modeling.ffn import family_of
 from sprachbund.recipe import Base, Recipe, Scratch
 
@@ -85,8 +86,13 @@ def scratch_model(scratch: Scratch, *, vocab_size: int, block_size: int, eos_tok
 
 
 def load_model(path: str | Path, *, revision: str = "main", trust_remote_code: bool = False, dtype: str) -> Any:
-    """Return a causal model from safetensors; raises InputError in one sentence for what cannot be loaded."""
+    """Return a causal model from safetensors; raises InputError in one sentence for what cannot be loaded.
+
+    Raises DamagedError where it is a run's and its bytes are not those that the run wrote.
+    """
     quiet()
+    if Path(path).is_dir():
+        check_model(Path(path))
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             str(path),
@@ -97,6 +103,8 @@ def load_model(path: str | Path, *, revision: str = "main", trust_remote_code: b
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if out_of_memory(error):
+            raise
         raise _unreadable("model", path, error) from error
     if missing := sorted(report["missing_keys"]):  # transformers draws them at random and says so in a warning only
         raise InputError(

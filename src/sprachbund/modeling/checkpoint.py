@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sprachbund.errors import InputError, brief
+from sprachbund.files import remove_left
 
 DTYPES = {
     "F64": torch.float64,
@@ -304,10 +305,11 @@ def refuse_existing(folder: Path) -> None:
 def new_folder(folder: Path) -> Iterator[Path]:
     """Make a folder that is there whole or not at all.
 
-    Yields a temporary sibling, which becomes `folder` at the end and is removed where anything goes wrong. Raises
-    InputError for a folder that exists, and for one that cannot be made.
+    Yields a temporary sibling, which becomes `folder` at the end and is removed where anything goes wrong; one that a
+    killed process has left goes first. Raises InputError for a folder that exists, and for one that cannot be made.
     """
     refuse_existing(folder)
+    remove_left(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     made = [parent for parent in folder.parents if not parent.exists()]  # the innermost first
     try:
