@@ -1,6 +1,7 @@
 """Commands that are killed, and the comparison of what they leave in the end with what an undisturbed one leaves."""
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -76,6 +77,11 @@ class Commands:
         status = json.loads(self.zygote.stdout.readline())
         told = json.loads(counts.read_text(encoding="utf-8")) if counts.exists() else {}
         return Ended(status, said.read_text(encoding="utf-8"), told)
+
+    def address_space(self) -> int:
+        """Return the bytes of address space that the process has, and each child begins with."""
+        pages = Path(f"/proc/{self.zygote.pid}/statm").read_text(encoding="utf-8").split()[0]
+        return int(pages) * resource.getpagesize()
 
     def close(self) -> None:
         """End the process."""

@@ -13,6 +13,7 @@ from sprachbund.errors import InputError, SprachbundError, brief, out_of_memory
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EROFS, errno.EPERM)
 _TRAINING = "lower train.micro_batch_tokens or set train.gradient_checkpointing: true"
+_TORCH_WRITES = ("inline_container", "PytorchStreamWriter", "iostream error")
 # By stage: what is on the device at once, in the words of the recipe or of the command line.
 _LOWER = {
     "base": _TRAINING,
@@ -61,7 +62,7 @@ def from_disk(error: BaseException) -> OSError | None:
     if said := re.search(r"\(os error (\d+)\)", str(error)):
         number = int(said[1])
         return OSError(number, os.strerror(number))
-    if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):
+    if any(sign in str(error) for sign in _TORCH_WRITES):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return None
 
