@@ -115,7 +115,7 @@ def content(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if name.startswith(("stages/", "checkpoints/")):
+        if {"stages", "checkpoints"} & set(path.relative_to(folder).parts):
             continue
         if path.suffix == ".safetensors":
             found[name] = _tensors(path)

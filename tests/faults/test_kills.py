@@ -124,20 +124,16 @@ def test_an_adaptation_killed_when_its_model_is_in_its_place_trains_nothing_agai
     assert left_over(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize(
-    ("seed", "times", "at_least"), [(0, 1, 2), pytest.param(1, 4, 8, marks=pytest.mark.long)], ids=["few", "many"]
-)
-def test_a_comparison_killed_anywhere_ends_as_if_undisturbed(
-    seed: int, times: int, at_least: int, commands: Commands, whole: Whole, tmp_path: Path
-) -> None:
+@pytest.mark.long
+def test_a_comparison_killed_anywhere_ends_as_if_undisturbed(commands: Commands, whole: Whole, tmp_path: Path) -> None:
     given = ("--workers", 1, "--set", "compare={methods: [dense, btx], seeds: [0]}", "--set", "train.tokens=2048")
     undisturbed = commands("compare", whole.recipe, *given, "--out", tmp_path / "whole")
     assert undisturbed.status == 0, undisturbed.said
     arguments = ("compare", whole.recipe, *given, "--out", tmp_path / "out")
     counts = {stage: undisturbed.counts[stage] for stage in ("train", "branch-1", "")}
-    killed = kill_in(commands, arguments, counts, seed=seed, times=times)
+    killed = kill_in(commands, arguments, counts, seed=1, times=4)
     ended = commands(*arguments)
-    assert killed >= at_least
+    assert killed >= 8
     assert ended.status == 0, ended.said
     assert differences(content(tmp_path / "out"), content(tmp_path / "whole")) == []
     assert left_over(tmp_path / "out") == []

@@ -1,7 +1,10 @@
 """Memory that is too small: one sentence with the stage and what to lower, and the run goes on afterwards."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from command_line import CommandLine
 from killing import Commands
 from transformers import AutoModelForCausalLM
 
+from sprachbund.compare import engine
 from sprachbund.errors import InputError, out_of_memory
 from sprachbund.modeling.base import load_model
 from sprachbund.run import probing, scoring
@@ -100,3 +104,22 @@ def test_a_process_that_may_have_no_more_memory(commands: Commands, tiny: Path) 
     assert "Traceback" not in said.said
     assert said.said.splitlines()[-1].startswith("sprachbund: out of memory in the stage base (")
     assert commands("run", tiny, "--out", tiny.parent / "run", "--update").status == 0
+
+
+def test_a_worker_of_a_comparison_that_is_killed_is_one_sentence(
+    shared_tiny: Path, tmp_path: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def killed(_: int) -> Iterator[Callable[..., Future[Any]]]:
+        future: Future[Any] = Future()
+        future.set_exception(BrokenProcessPool())
+        yield lambda *_: future
+
+    monkeypatch.setattr(engine, "pool", killed)
+    given = ("--set", "compare={methods: [dense], seeds: [0]}", "--set", "base.scratch.tokens=256")
+    said = cli("compare", shared_tiny, "--out", tmp_path / "out", *given)
+    assert (said.status, said.last) == (
+        1,
+        "sprachbund: a worker was killed, at or beside base, perhaps for want of memory; run the same command again "
+        "with fewer --workers",
+    )

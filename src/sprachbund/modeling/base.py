@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from sprachbund.checksums import check_model
-from sprachbund.errors import InputError, brief, out_of_memory
+from sprachbund.errors import InputError, SprachbundError, brief, broken_download, out_of_memory
+from sprachbund.modeling.checkpoint import Checkpoint
 from sprachbund.modeling.ffn import family_of
 from sprachbund.recipe import Base, Recipe, Scratch
 
@@ -105,6 +106,8 @@ def load_model(path: str | Path, *, revision: str = "main", trust_remote_code: b
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if out_of_memory(error):
             raise
+        if isinstance(error, SafetensorError) and Path(path).is_dir():
+            Checkpoint(Path(path))  # raises an InputError that names the file, and how much of it there is
         raise _unreadable("model", path, error) from error
     if missing := sorted(report["missing_keys"]):  # transformers draws them at random and says so in a warning only
         raise InputError(
@@ -165,7 +168,9 @@ def check_base(recipe: Recipe) -> None:
         raise InputError(str(error)) from None
 
 
-def _unreadable(what: str, path: str | Path, error: BaseException) -> InputError:
+def _unreadable(what: str, path: str | Path, error: BaseException) -> SprachbundError:
+    if (broken := broken_download(path, error)) is not None:
+        return broken
     return InputError(
         f"base: the {what} of {str(path)!r} cannot be loaded ({brief(error)}); give a Hub id that you have access to, "
         "a folder with config.json, safetensors and a tokenizer, or base: {scratch: {...}}"

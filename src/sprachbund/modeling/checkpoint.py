@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sprachbund.errors import InputError, brief
+from sprachbund.errors import InputError, brief, broken_download
 from sprachbund.files import remove_left
 
 DTYPES = {
@@ -353,6 +353,8 @@ def fetch(base: str, *, revision: str = "main") -> Path:
     except (OSError, ValueError, HTTPError) as error:
         if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
             raise
+        if (broken := broken_download(base, error)) is not None:
+            raise broken from error
         raise InputError(
             f"the model {base!r} (revision {revision}) is no folder and cannot be fetched ({brief(error)}); "
             "give a folder, or a Hub id that you have access to"
