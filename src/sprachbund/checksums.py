@@ -92,4 +92,6 @@ def _output(folder: Path, file: Path) -> Path:
 
 def _command(folder: Path) -> str:
     again = "give the command again that made it"
-    return again if not (folder / "recipe.yaml").is_file() else f"{again} (`sprachbund run {folder}`)"
+    of_comparison = (folder.parent / "plans").is_dir() or folder.parent.parent.name == "jobs"
+    is_run = (folder / "recipe.yaml").is_file() and not of_comparison
+    return f"{again} (`sprachbund run {folder}`)" if is_run else again

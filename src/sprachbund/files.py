@@ -1,10 +1,13 @@
 """Reading and writing the small text files of a run: one-sentence errors, and never half a file."""
 
+import glob
 import json
 import os
+import platform
 import re
 import shutil
 from collections.abc import Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,9 @@ from sprachbund.errors import InputError
 
 ADAPTATION = "adapt.yaml"  # the settings in a folder of `sprachbund adapt`
 EXTENSIONS = "extensions"  # in a model's folder, and an adaptation's: a tokenizer for each path with tokens of its own
+
+_HOST = blake2b(platform.node().encode(), digest_size=3).hexdigest()  # whose processes the numbers are
+_TEMPORARY = re.compile(r"\.(?:([0-9a-f]{6})-)?(\d+)(?:-\w+)?\.tmp$")
 
 
 def read_text(path: Path) -> str:
@@ -100,11 +106,23 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def temporary_for(path: Path, suffix: str = "") -> Path:
+    """Return the name under which this process writes what becomes `path`: .NAME.HOST-PROCESS.tmp beside it."""
+    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}{suffix}.tmp")
+
+
+def is_left(path: Path) -> bool:
+    """Is this temporary file or folder one of a process that has ended? Of other machines nothing is known: False."""
+    found = _TEMPORARY.search(path.name)
+    if found is None:
+        return True  # of no process in particular: of whoever holds the folder's lock
+    return found[1] in (None, _HOST) and not _alive(int(found[2]))
+
+
 def remove_left(path: Path) -> None:
-    """Remove what killed processes have left of writing `path`: .NAME.PID.tmp and .NAME.PID-....tmp beside it."""
-    for left in path.parent.glob(".*.tmp"):
-        found = re.fullmatch(rf"\.{re.escape(path.name)}\.(\d+)(-\w+)?\.tmp", left.name)
-        if found and not _alive(int(found[1])):
+    """Remove what killed processes have left of writing `path`."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if is_left(left):
             remove(left)
 
 

@@ -97,6 +97,14 @@ def test_a_changed_model_is_named_where_it_is_used(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_changed_model_is_not_published(copy: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_test")
+    flip(copy / "model/model.safetensors")
+    said = cli("push", copy, "org/name")
+    assert said.status == 1
+    assert said.last.startswith(f"sprachbund: {copy}/model/model.safetensors has other bytes than were written to it")
+
+
 def test_a_model_that_is_removed_as_told_is_trained_to_the_same(copy: Path, finished: Path, cli: CommandLine) -> None:
     shutil.rmtree(copy / "model")
     said = cli("run", copy)

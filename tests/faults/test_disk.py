@@ -1,6 +1,7 @@
 """A disk that is full, that may only be read, and files that are gone: one sentence, nothing half written, go on."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -13,7 +14,8 @@ from command_line import CommandLine
 from killing import Commands, Whole, content, left_over
 
 from sprachbund.errors import InputError
-from sprachbund.files import remove_left
+from sprachbund.files import remove_left, temporary_for
+from sprachbund.run.directory import open_run, read_run
 from sprachbund.run.trouble import disk_error, trouble
 
 FULL = "; free some and run the same command again"
@@ -179,12 +181,30 @@ def test_a_cache_that_is_emptied_between_stages_is_filled_again(
 def test_what_a_dead_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
     with subprocess.Popen(["true"]) as dead:
         dead.wait()
-    names = [f".a.{dead.pid}.tmp", f".a.{dead.pid}-1f2e.tmp", f".a.{os.getpid()}.tmp", f".b.{dead.pid}.tmp", ".a.x.tmp"]
-    for name in names:
+    mine, theirs = temporary_for(tmp_path / "a").name, temporary_for(tmp_path / "a", "-1f2e").name
+    elsewhere = f".a.{'0' * 6}-{dead.pid}.tmp"  # of another machine
+    of_dead = [name.replace(str(os.getpid()), str(dead.pid)) for name in (mine, theirs, f".a.{os.getpid()}.tmp")]
+    stay = [mine, theirs, elsewhere, f".a.{os.getpid()}.tmp", f".b.{dead.pid}.tmp", "a"]
+    for name in (*of_dead, *stay):
         (tmp_path / name).mkdir()
         (tmp_path / name / "weights").touch()
     remove_left(tmp_path / "a")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(stay)
+
+
+def test_a_model_that_is_being_changed_beside_the_one_of_a_run_stays(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    living = temporary_for(run / "model-merge0-1")
+    for path in (living, run / ".model.tmp"):
+        path.mkdir()
+    (run / ".metrics.json.99999999.tmp").touch()
+    with (run / "events.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"time": "2026-')
+    opened = open_run(read_run(run), run)
+    opened.log("train", "after")
+    opened.close()
+    assert left_over(run) == [living.name]
+    assert [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()][-1] == "after"
 
 
 def refuse(*_: Any, **__: Any) -> Any:

@@ -118,8 +118,6 @@ def test_a_worker_of_a_comparison_that_is_killed_is_one_sentence(
     monkeypatch.setattr(engine, "pool", killed)
     given = ("--set", "compare={methods: [dense], seeds: [0]}", "--set", "base.scratch.tokens=256")
     said = cli("compare", shared_tiny, "--out", tmp_path / "out", *given)
-    assert (said.status, said.last) == (
-        1,
-        "sprachbund: a worker was killed, at or beside base, perhaps for want of memory; run the same command again "
-        "with fewer --workers",
-    )
+    assert said.status == 1
+    assert said.last.startswith("sprachbund: a worker was killed, at or beside ")
+    assert said.last.endswith(", perhaps for want of memory; run the same command again with fewer --workers")

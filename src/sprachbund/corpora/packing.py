@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sprachbund.errors import InputError
-from sprachbund.files import remove_left
+from sprachbund.files import remove_left, temporary_for
 
 FORMAT_VERSION = 1
 DOCUMENTS_AT_ONCE = 1024
@@ -224,7 +224,7 @@ def _digest(tokens: NDArray[Any]) -> str:
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """Yield an unused name beside `path`, so that a rename stays on one file system; what is left there goes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = temporary_for(path, f"-{secrets.token_hex(4)}")
     try:
         yield temporary
     finally:

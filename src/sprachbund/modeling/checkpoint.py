@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sprachbund.errors import InputError, brief, broken_download
-from sprachbund.files import remove_left
+from sprachbund.files import remove_left, temporary_for
 
 DTYPES = {
     "F64": torch.float64,
@@ -310,7 +310,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     refuse_existing(folder)
     remove_left(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = temporary_for(folder)
     made = [parent for parent in folder.parents if not parent.exists()]  # the innermost first
     try:
         try:

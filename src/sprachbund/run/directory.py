@@ -22,7 +22,7 @@ import yaml
 
 from sprachbund import __version__, checksums
 from sprachbund.errors import InputError, SprachbundError, brief
-from sprachbund.files import ADAPTATION, remove, write_text
+from sprachbund.files import ADAPTATION, is_left, remove, write_text
 from sprachbund.grouping.greedy import read_groups
 from sprachbund.progress import say
 from sprachbund.recipe import Adaptation, Part, Recipe
@@ -151,7 +151,8 @@ def _tidy(folder: Path) -> None:
     """Remove what a killed process leaves in a directory that is locked now: temporary files, half a line of events."""
     for pattern in (".*.tmp", "*/.*.tmp", "probe/*.tmp"):
         for path in folder.glob(pattern):
-            remove(path)
+            if is_left(path):  # a model changed beside this one's may be on its way
+                remove(path)
     file = folder / "events.jsonl"
     if file.exists():
         whole = file.read_bytes()
