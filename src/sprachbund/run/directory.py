@@ -76,7 +76,7 @@ def open_folder(folder: Path, name: str, text: str, check: Callable[[], None], *
             raise InputError(f"{folder} exists and is no run (it has no {name}); give another --out")
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)
-        _tidy(folder)
+        tidy(folder)
         if file.exists() and not update and _has_results(folder):
             check()
         write_text(file, text)
@@ -147,7 +147,7 @@ def _lock(folder: Path) -> IO[str]:
     return file
 
 
-def _tidy(folder: Path) -> None:
+def tidy(folder: Path) -> None:
     """Remove what a killed process leaves in a directory that is locked now: temporary files, half a line of events."""
     for pattern in (".*.tmp", "*/.*.tmp", "probe/*.tmp"):
         for path in folder.glob(pattern):
