@@ -1,8 +1,9 @@
 """Checksums of what a run has written: a byte that changes later is named with its file, and not trained on.
 
-A stage's record (RUN/stages/NAME.json) has the SHA-256 of its files under `sha256`. What is small is verified whenever
-a stage is found done before, a model when it is loaded: once in a process, at the speed of the disk or of about 1 GB a
-second. Of a model's folder only weights and tokenizer count: its card and settings may be edited.
+A stage's record (RUN/stages/NAME.json) has the SHA-256 of its files under `sha256`, and a checksum of itself. What is
+small is verified whenever a stage is found done before, a model when it is loaded: once in a process, at the speed of
+the disk or of about 1 GB a second. Of a model's folder only weights and tokenizer count: its card and settings may be
+edited.
 
 No torch here: the command line reads runs without loading it.
 """
@@ -12,12 +13,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import file_digest
+from hashlib import blake2b, file_digest
 from pathlib import Path
+from typing import Any
 
 from sprachbund.errors import SprachbundError
+from sprachbund.files import write_text
 
 FIELD = "sha256"  # of a stage's record
+_OWN = "checksum"  # of the record itself
 _IN_FOLDERS = (".safetensors", ".index.json", "tokenizer.json", ".npy")
 _EDITED = (".html", ".svg", ".md")  # made for people, read by no stage
 _AT_ONCE = 4  # files: hashing leaves Python's lock, and a disk likes company
@@ -73,14 +77,42 @@ def check(folder: Path, known: Mapping[str, str]) -> None:
         )
 
 
+def write_record(file: Path, record: Mapping[str, Any]) -> None:
+    """Write a stage's record, with a checksum of itself."""
+    values = json.loads(json.dumps(record))
+    text = json.dumps({**values, _OWN: _digest(values)}, indent=1, ensure_ascii=False)
+    write_text(file, text + "\n")
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """Return a stage's record without its own checksum, {} where it is missing or torn.
+
+    Raises DamagedError where it is a record and not what was written.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(values, dict):
+        return {}
+    own = values.pop(_OWN, None)  # runs from before there were checksums have none
+    if own is not None and own != _digest(values):
+        raise DamagedError(
+            f"{file} has other bytes than were written to it (its own checksum differs): the disk, a copy or an editor "
+            f"has changed it; remove it and {_command(file.parents[1])}, which does this stage anew"
+        )
+    return values
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
 def check_model(model: Path) -> None:
     """Raise DamagedError where a file of a model's folder is not what the run wrote that the folder lies in, if any."""
     folder = model.absolute().parent
     for record in sorted((folder / "stages").glob("*.json")):
-        try:
-            known = json.loads(record.read_text(encoding="utf-8")).get(FIELD, {})
-        except (OSError, ValueError, AttributeError):
-            continue  # torn, or not ours: the stage counts as not done
+        known = read_record(record).get(FIELD, {})
         check(folder, {name: sha for name, sha in known.items() if name.startswith(f"{model.name}/")})
 
 

@@ -200,7 +200,7 @@ class Workplace:
         mark = fingerprint([inputs, [self.fingerprints[stage] for stage in after]])
         self.fingerprints[name] = mark
         file = self.path(f"stages/{name}.json")
-        known = read_json(file)
+        known = checksums.read_record(file)
         if known.get("fingerprint") == mark and known.get("done") and all(self.path(o).exists() for o in outputs):
             models = tuple(f"{output}/" for output in [*outputs, *also] if self.path(output).is_dir())
             sums = known.get(checksums.FIELD, {})
@@ -219,7 +219,7 @@ class Workplace:
             file.parent.mkdir(exist_ok=True)
             if checksums.FIELD in known:  # of files that are written anew from here on
                 known.pop(checksums.FIELD)
-                write_text(file, json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+                checksums.write_record(file, known)
             result = dict(work())
             sums = checksums.digests(self.folder, [*outputs, *also])
             record.update(done=True, result=result, **({checksums.FIELD: sums} if sums else {}))
@@ -231,7 +231,7 @@ class Workplace:
         finally:
             record["seconds"] = round(earlier + time.monotonic() - begun, 3)
             with suppress(OSError):
-                write_text(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+                checksums.write_record(file, record)
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of every stage of this recipe that is done."""
@@ -239,7 +239,7 @@ class Workplace:
 
     def records(self) -> dict[str, dict[str, Any]]:
         """Return the records of the stages that are done and of this recipe, in alphabetical order."""
-        found = {path.stem: read_json(path) for path in sorted(self.path("stages").glob("*.json"))}
+        found = {path.stem: checksums.read_record(path) for path in sorted(self.path("stages").glob("*.json"))}
         return {
             name: record
             for name, record in found.items()
