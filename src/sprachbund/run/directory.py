@@ -217,9 +217,6 @@ class Workplace:
         begun = time.monotonic()
         try:
             file.parent.mkdir(exist_ok=True)
-            if checksums.FIELD in known:  # of files that are written anew from here on
-                known.pop(checksums.FIELD)
-                checksums.write_record(file, known)
             result = dict(work())
             sums = checksums.digests(self.folder, [*outputs, *also])
             record.update(done=True, result=result, **({checksums.FIELD: sums} if sums else {}))
