@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PARALLEL := -n auto --dist loadfile
 
-.PHONY: demo test check bench-quality bench-survey bench-adapt clean
+.PHONY: demo test test-all check bench-quality bench-survey bench-adapt clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -13,9 +14,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed  ## the main job on the embedded corpus, from nothing to runs/demo/report.html
 	$(BIN)/sprachbund demo
 
-test: $(VENV)/installed  ## every test
+test: $(VENV)/installed  ## every test but the long ones, on all cores
 	tests/install-browser.sh
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+test-all: $(VENV)/installed  ## the long ones too
+	tests/install-browser.sh
+	$(BIN)/python -m pytest $(PARALLEL) -m ""
 
 check: $(VENV)/installed  ## style and types
 	$(BIN)/ruff check .

@@ -1,9 +1,9 @@
 """The comparisons: every method from one base on the same tokens, with the bars that they must reach.
 
-python benchmarks/quality.py [bible-18] [unequal] [curse] [survey] [--out FOLDER] [--workers N]: `sprachbund compare` on
-the examples (none: the first three), resumable: what is done is not done again. `bible-18` is its methods of all seeds,
-`survey` the others too, those of one seed. Writes benchmarks/results/quality-NAME.json, from
-which benchmarks/quality_tables.py makes docs/comparison.md. Needs the corpus in ../shared/corpora/bible-nt beside the
+python benchmarks/quality.py [bible-18] [unequal] [curse] [survey] [--out FOLDER] [--workers N]: `sprachbund compare`
+on the examples (none: the first three), resumable: what is done is not done again. `survey` is what else was tried
+with the 18 languages, under one seed. Writes benchmarks/results/quality-NAME.json, from which
+benchmarks/quality_tables.py makes docs/comparison.md. Needs the corpus in ../shared/corpora/bible-nt beside the
 clone.
 """
 
@@ -22,7 +22,7 @@ from sprachbund.recipe import Recipe
 from sprachbund.recipe_file import load_recipe
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = {"bible-18": "bible-18", "unequal": "bible-18-unequal", "curse": "curse", "survey": "bible-18"}
+EXAMPLES = {"bible-18": "bible-18", "unequal": "bible-18-unequal", "curse": "curse", "survey": "bible-18-survey"}
 SURVEY = "survey"
 
 
@@ -35,13 +35,6 @@ def tiers(recipe: Recipe) -> dict[str, list[str]]:
         ]
         for share in shares
     }
-
-
-def of_all_seeds(recipe: Recipe) -> list[str]:
-    """Return the names of a comparison's methods that are trained under every seed."""
-    given = recipe.compare.methods if recipe.compare is not None else []
-    named = [next(iter(one.items())) if isinstance(one, dict) else (one, {}) for one in given]
-    return [name for name, keys in named if "seeds" not in keys]
 
 
 def compare(recipe: Path, folder: Path, arguments: list[str]) -> float:
@@ -87,14 +80,11 @@ def main() -> None:
         raise SystemExit("skipped: ../shared/corpora/bible-nt is not beside this clone")
     arguments = [] if given.workers is None else ["--workers", str(given.workers)]
     for name in given.names or [name for name in EXAMPLES if name != SURVEY]:
-        path = ROOT / f"examples/{EXAMPLES[name]}.yaml"
-        recipe, what = load_recipe(path), "bible-18" if name == SURVEY else name
-        folder = given.out / what
-        only = ["--methods", ",".join(of_all_seeds(recipe))] if name == "bible-18" else []
-        seconds = compare(path, folder, [*only, *arguments])
+        path, folder = ROOT / f"examples/{EXAMPLES[name]}.yaml", given.out / name
+        seconds = compare(path, folder, arguments)
         result = json.loads((folder / f"{'curse' if name == 'curse' else 'compare'}.json").read_text())
         print(f"{name}: {seconds:.0f} s")
-        write(what, evaluated(what, recipe, result))
+        write(name, evaluated(name, load_recipe(path), result))
 
 
 if __name__ == "__main__":

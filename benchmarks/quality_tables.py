@@ -18,6 +18,7 @@ from sprachbund.compare.curse import curse_figure, curse_table
 from sprachbund.compare.figure import comparison_figure
 from sprachbund.compare.table import AFTER, legend, level
 from sprachbund.compare.table import table as comparison_table
+from sprachbund.evaluation.metrics import ROUTINGS
 
 HEAD = """# Side by side
 
@@ -43,6 +44,13 @@ TEXTS = {
     "bible-18": (
         "18 languages of the New Testament, equal text",
         "`python benchmarks/quality.py bible-18`, on `examples/bible-18.yaml`.",
+    ),
+    "survey": (
+        "What else there is",
+        "`python benchmarks/quality.py survey`, on `examples/bible-18-survey.yaml`: the same languages, base and "
+        "tokens, one seed, with which differences of 1% are noise. The methods of the table above are trained again at "
+        "their best rate; other ways have the whole grid; groups and layers are chosen in other ways for `shared-6`, "
+        "at its rate; and the presets are changed in one thing each.",
     ),
     "gpu": (
         "33 languages at a larger scale",
@@ -103,6 +111,27 @@ def plain(name: str, content: dict[str, Any], files: dict[str, str]) -> list[str
     """Return a section of a comparison with equal text."""
     title, text = TEXTS[name]
     return [f"## {title}", "", f"{text} {measured(content)}", "", *shown(name, content, files), *bars(content)]
+
+
+def routing_rows(result: dict[str, Any]) -> list[list[str]]:
+    """Return a row per mixture of several groups: the change of perplexity after burn-in under each routing."""
+    rows = []
+    for method, entry in result["methods"].items():
+        if set(ROUTINGS) <= set(entry["runs"][0]["test"]):
+            values = [fmean(changes(result, method, "dense", routing=routing)) for routing in ROUTINGS]
+            rows.append([method, *(f"{value:+.1%}" for value in values)])
+    return rows
+
+
+def survey(name: str, content: dict[str, Any], files: dict[str, str]) -> list[str]:
+    """Return the section of the survey: the table of all methods, and what each is worth under every routing."""
+    return [
+        *plain(name, {**content, "bars": []}, files),
+        "What each mixture is worth under every routing: the change of perplexity after burn-in against dense.",
+        "",
+        *table(["method", *(f"`{routing}`" for routing in ROUTINGS)], routing_rows(content["result"])),
+        "",
+    ]
 
 
 def tier_rows(result: dict[str, Any], tiers: Mapping[str, Sequence[str]]) -> list[list[str]]:
@@ -180,6 +209,7 @@ SECTIONS: dict[str, Callable[[str, dict[str, Any], dict[str, str]], list[str]]] 
     "bible-18": plain,
     "unequal": unequal,
     "curse": cursed,
+    "survey": survey,
     "gpu": plain,
 }
 

@@ -49,7 +49,14 @@ def entry(
             for routing in routings
         }
         runs.append(
-            {"seed": seed, "seconds": 60.0, "tokens_per_second": 20000.0, "peak_memory_mb": 900.0, "test": test}
+            {
+                "seed": seed,
+                "seconds": 60.0,
+                "cpu_seconds": 55.0,
+                "tokens_per_second": 20000.0,
+                "peak_memory_mb": 900.0,
+                "test": test,
+            }
         )
     dev = dict.fromkeys(routings, 30.0)
     return {

@@ -128,7 +128,7 @@ def test_what_is_committed_has_the_bars_of_its_kind(result: dict[str, Any]) -> N
     assert set(quality.EXAMPLES.values()) <= {path.stem for path in EXAMPLES.glob("*.yaml")}
 
 
-@pytest.mark.parametrize("name", ["bible-18", "bible-18-unequal", "curse"])
+@pytest.mark.parametrize("name", ["bible-18", "bible-18-survey", "bible-18-unequal", "curse"])
 def test_the_methods_of_the_examples_are_there(name: str) -> None:
     recipe = load_recipe(EXAMPLES / f"{name}.yaml")
     methods = methods_of(recipe, BaseSizes(num_layers=4, hidden=64, ffn=256))

@@ -103,3 +103,17 @@ def test_the_curse_is_told_by_number_of_languages(tables: ModuleType, write: Wri
     assert set(pages) == {"comparison.md", "comparison-curse.svg"}
     found = rows(pages["comparison.md"], "languages")
     assert found == {"2": ["21.00", "18.90", "-10.0%"], "4": ["42.00", "21.00", "-50.0%"]}
+
+
+def test_the_survey_tells_what_a_mixture_is_worth_under_every_routing(tables: ModuleType, write: Write) -> None:
+    result = comparison({"dense": dense(even(20.0)), "default": entry(even(15.0)), "native": entry(even(16.0))})
+    write("survey", result)
+    pages = tables.pages()
+    assert set(pages) == {"comparison.md", "comparison-survey.svg"}
+    page = pages["comparison.md"]
+    block = page[page.index("under every routing: the change") :]
+    assert block.splitlines()[2] == "| method | `group` | `prefix` | `top_k` |"
+    routed = [line.split(" | ")[0] for line in block.splitlines()[4:] if line.startswith("|")]
+    assert routed == ["| default", "| native"], "dense has no routing"
+    assert "-25.0%" in block
+    assert "What had to be reached" not in page

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from sprachbund.compare.cost import flops_per_token, matmul_parameters, training_flops
+from sprachbund.compare.cost import flops_per_token, matmul_parameters, parameters_used, training_flops
 from sprachbund.modeling import mixture_config
 from sprachbund.modeling.skeleton import skeleton
 from sprachbund.training.stages import StagePlan, TrainingPlan
@@ -46,11 +46,14 @@ def test_a_mixture_adds_the_experts_that_a_token_uses(routing: str, extra: int) 
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_keyed_rows_cost_the_product_of_one_more_table_of_outputs(tied: bool) -> None:
+def test_keyed_rows_cost_no_product_of_their_own(tied: bool) -> None:
     config = dense_config(tied=tied)
     configs = [mixture_config(config, moe_layers=[1], num_groups=4, rows=rows) for rows in (None, "group")]
     plain, keyed = map(skeleton, configs)
-    assert matmul_parameters(keyed) == matmul_parameters(plain) + V * D
+    assert matmul_parameters(keyed) == matmul_parameters(plain)
+    assert parameters_used(keyed, routing="group").active == parameters_used(plain, routing="group").active + V * D * (
+        2 - tied
+    )
 
 
 def test_training_is_three_times_forward_and_each_stage_counts_by_its_routing() -> None:

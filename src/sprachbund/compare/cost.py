@@ -19,7 +19,8 @@ def matmul_parameters(model: Any, *, routing: str | None = "group") -> int:
     """Return how many parameters one token is multiplied with.
 
     Not among them: norms and biases (vectors), input embeddings that are not the output ones as well, and in a mixture
-    the experts that the token does not use. Under `top_k` it uses `num_experts_per_tok` of them and the router, else
+    the experts that the token does not use. Keyed output rows are added to the shared ones before the one product with
+    both (keyed_product.py). Under `top_k` it uses `num_experts_per_tok` of them and the router, else
     one; `alternate` is the mean of the two.
     """
     if routing == "alternate":
@@ -27,9 +28,14 @@ def matmul_parameters(model: Any, *, routing: str | None = "group") -> int:
     used = count_parameters(model).active
     used -= sum(parameter.numel() for parameter in model.parameters() if parameter.dim() < 2)
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    tables = {
+        id(rows): rows.numel() // len(rows)
+        for end in (inputs, outputs)
+        if (rows := getattr(end, "delta", None)) is not None
+    }
+    used -= sum(tables.values())  # of keyed rows a token's path reads one table
     if inputs.weight is not outputs.weight:
-        rows = getattr(inputs, "delta", None)  # keyed rows: a token's path reads one table of them
-        used -= inputs.weight.numel() + (0 if rows is None else rows.numel() // len(rows))
+        used -= inputs.weight.numel()
     if routing == "top_k" and is_dmoe(model):
         for moe in mixture_layers(model):
             num_experts = moe.experts.num_experts

@@ -30,7 +30,7 @@ from sprachbund.run.directory import tidy
 
 SCHEMA = 1
 RESULT = "compare.json"
-RUN_KEYS = ("seed", "seconds", "tokens_per_second", "peak_memory_mb", "test")  # of a job's result
+RUN_KEYS = ("seed", "seconds", "cpu_seconds", "tokens_per_second", "peak_memory_mb", "test")  # of a job's result
 
 
 def compare(
@@ -223,7 +223,7 @@ class _Comparison:
             **{key: first[key] for key in ("parameters", "flops", "flops_per_token_active")},
             "groups": [list(members) for members in plan.grouping.groups] if method.has_groups else None,
             "layers": plan.layers.layers if method.has_groups else None,
-            "runs": [{key: run[key] for key in RUN_KEYS} for run in course.runs_in_order()],
+            "runs": [{key: run.get(key) for key in RUN_KEYS} for run in course.runs_in_order()],
         }
 
 

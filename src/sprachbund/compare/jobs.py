@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -120,8 +121,10 @@ def _work(spec: JobSpec, split: str, run: Run, shared: Materials) -> dict[str, A
 
     def train() -> Mapping[str, Any]:
         reset_peak()
+        begun = time.process_time()
         facts = system.train(job)
-        return {**facts, "peak_memory_mb": round(peak_mb(), 1)}
+        used = time.process_time() - begun  # of this process: beside other work, seconds by the clock say little
+        return {**facts, "cpu_seconds": round(used, 1), "peak_memory_mb": round(peak_mb(), 1)}
 
     facts = run.stage("train", spec.mark, [], train)
     drop_checkpoints(run, "train")

@@ -25,6 +25,7 @@ COLUMNS = (
     "active",
     "training FLOPs",
     "seconds",
+    "CPU seconds",
     "tokens/s",
     "memory MB",
 )
@@ -120,7 +121,7 @@ def rows(result: Mapping[str, Any], *, against: str = "dense", every_routing: bo
     if result.get("base"):
         base = result["base"]
         cells = [f"{base[AFTER]:.2f}", "", "", "", f"{base[ALL]:.2f}", "", f"{base[BITS_AFTER]:.3f}"]
-        ordered.append(["base", "untrained", "", *cells, f"{base[BITS_ALL]:.3f}", *[""] * 6])
+        ordered.append(["base", "untrained", "", *cells, f"{base[BITS_ALL]:.3f}", *[""] * 7])
     return ordered
 
 
@@ -147,14 +148,17 @@ def _row(result: Mapping[str, Any], name: str, routing: str, against: str) -> li
         short(method["parameters"]["total"]),
         short(method["parameters"]["active"]),
         f"{method['flops']:.2e}",
-        *(_clocked(runs, key) for key in ("seconds", "tokens_per_second", "peak_memory_mb")),
+        *(_clocked(runs, key) for key in ("seconds", "cpu_seconds", "tokens_per_second", "peak_memory_mb")),
     ]
 
 
 def _clocked(runs: Sequence[Mapping[str, Any]], key: str) -> str:
-    """Return what was measured of the machine, the mean over seeds; of memory the most. Null where it was busy."""
-    values = [run[key] for run in runs]
-    if None in values:
+    """Return what was measured of the machine, the mean over seeds; of memory the most.
+
+    Runs of which something was not measured, or not kept because the machine was busy, do not count.
+    """
+    values = [run[key] for run in runs if run.get(key) is not None]
+    if not values:
         return "-"
     return f"{max(values) if key == 'peak_memory_mb' else fmean(values):,.0f}"
 
@@ -190,8 +194,9 @@ def legend(result: Mapping[str, Any], against: str = "dense") -> str:
         f"{'s' if seeds > 1 else ''}. After burn-in: the positions with {result['burn_in']} tokens of context or more. "
         f"Changes are against {against} under the same seed, `worst language` and `worse` (languages made worse) after "
         "burn-in. Each learning rate is the best on development text; an asterisk: the best stands at the edge of "
-        "those tried. Active: parameters that one token uses, under `top_k` where that is the routing. FLOPs: 6 for "
-        "each parameter that a token is multiplied with, and attention's."
+        "those tried. CPU seconds: of the training process, all its threads, and comparable beside other work too. "
+        "Active: parameters that one token uses, under `top_k` where that is the routing. FLOPs: 6 for each parameter "
+        "that a token is multiplied with, and attention's."
     )
 
 

@@ -110,8 +110,7 @@ def kept_per_token(model: Any, *, arithmetic: Arithmetic, block_size: int, exper
     inside = {id(module) for layer in layers for module in layer.modules()}
     ends = sum(count.norm(module, "") for module in model.modules() if id(module) not in inside)
     head = model.get_output_embeddings()
-    rows = hasattr(head, "delta")
-    ends += head.in_features * count.product * (1 + rows)
+    ends += head.in_features * count.product
     logits = TABLES * FLOAT32 * head.out_features
     return Kept(tuple(count.layer(layer) for layer in layers), model.config.hidden_size * count.stream, ends, logits)
 

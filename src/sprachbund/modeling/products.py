@@ -39,7 +39,7 @@ def _runs(counts: Sequence[int], experts: Sequence[int]) -> list[_Run]:
     return [run for run in runs if run.end > run.start] or [_Run(0, 0, experts[0])]
 
 
-def _gradient_of(tensor_E: Tensor, used: set[int]) -> Tensor:
+def gradient_of(tensor_E: Tensor, used: set[int]) -> Tensor:
     """Return memory for a gradient, with zeros for the experts that are not in `used`.
 
     A large one on a CPU is a mapping of its own, whose pages are zeros that cost nothing until something is written:
@@ -56,12 +56,12 @@ def _gradient_of(tensor_E: Tensor, used: set[int]) -> Tensor:
     return gradient_E
 
 
-def _uncompiled(function: _Function) -> _Function:
+def uncompiled(function: _Function) -> _Function:
     """Keep a function out of torch.compile, which would compile its loop anew for every new length of a run."""
     return torch.compiler.disable(function)  # type: ignore[no-any-return, no-untyped-call]
 
 
-@_uncompiled
+@uncompiled
 def linear_of_runs(
     rows: Tensor | Sequence[Tensor],
     weights_EOD: Tensor,
@@ -89,7 +89,7 @@ def linear_of_runs(
     num_rows = sum(len(piece) for piece in pieces)
     if sum(counts) != num_rows:
         raise ValueError(f"the runs have {sum(counts)} rows, and there are {num_rows}")
-    settings = _Settings(_runs(counts, experts), parts, apart, _product_dtype(pieces[0], weights_EOD))
+    settings = _Settings(_runs(counts, experts), parts, apart, product_dtype(pieces[0], weights_EOD))
     return _RunLinear.apply(settings, weights_EOD, bias_EO, *pieces)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -144,7 +144,7 @@ class _RunLinear(torch.autograd.Function):
         needs_rows = any(needs_pieces)
         width = weights_EOD.shape[1] // parts
         grad_pieces = [piece.new_empty(piece.shape) for piece in pieces] if needs_rows else []
-        grad_weights_EOD = _gradient_of(weights_EOD, {run.expert for run in runs}) if needs_weights else None
+        grad_weights_EOD = gradient_of(weights_EOD, {run.expert for run in runs}) if needs_weights else None
         grad_bias_EO = torch.zeros_like(bias_EO) if needs_bias else None
         by_part = [_by_run(grads[part::parts], runs) for part in range(parts)]
         rows_by_run, grad_rows_by_run = _by_run(pieces, runs), _by_run(grad_pieces, runs) if needs_rows else []
@@ -175,7 +175,7 @@ def _put(left: Tensor, right: Tensor, out: Tensor, *, add: bool) -> None:
         torch.mm(left, right, out=out)
 
 
-def _product_dtype(rows: Tensor, weights: Tensor) -> torch.dtype:
+def product_dtype(rows: Tensor, weights: Tensor) -> torch.dtype:
     """Return the type that products are computed in: autocast's where it is on, as for `torch.nn.functional.linear`."""
     device = rows.device.type
     if torch.is_autocast_enabled(device) and torch.float64 not in (rows.dtype, weights.dtype):
@@ -185,7 +185,7 @@ def _product_dtype(rows: Tensor, weights: Tensor) -> torch.dtype:
     return rows.dtype
 
 
-@_uncompiled
+@uncompiled
 def gather_rows(rows_ND: Tensor, order_M: Tensor | None, inverse_M: Tensor | None, *, copies: int = 1) -> Tensor:
     """Return `copies` of each row, (M, D), brought into an order: row j is copy `order_M[j]`, of N * copies.
 

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprachbund.errors import InputError
-from sprachbund.modeling.products import gather_rows, linear_of_runs
+from sprachbund.modeling.keyed_product import keyed_linear
+from sprachbund.modeling.products import gather_rows
 from sprachbund.modeling.routing import current_routing, merge_runs
 
 
@@ -42,26 +43,25 @@ class KeyedEmbedding(nn.Module):
 class KeyedHead(nn.Module):
     """Mixin of an output layer: the row that gives a token's logit is the base's plus that of the table."""
 
+    weight: Tensor
+    bias: Tensor | None
     delta: nn.Parameter
     row_of_group: Sequence[int]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return logits, (B, T, V); only the last positions may be asked for."""
-        logits: Tensor = super().forward(hidden_states)
         routing = current_routing()
         if routing is None or routing.row_plan is None:
-            return logits
+            return super().forward(hidden_states)  # type: ignore[no-any-return]
         if routing.table_ids is not None and hidden_states.shape[:2] != routing.table_ids.shape:
+            logits: Tensor = super().forward(hidden_states)
             return logits + self._of_last(hidden_states, routing.table_ids)
-        plan = routing.row_plan
-        counts, tables = merge_runs(plan.counts[: len(self.row_of_group)], self.row_of_group)
+        plan, num_groups = routing.row_plan, len(self.row_of_group)
+        counts, tables = merge_runs(plan.counts[:num_groups], self.row_of_group)
+        beyond = sum(plan.counts[num_groups:])  # positions without a table come last
         rows_ND = gather_rows(hidden_states.reshape(-1, hidden_states.shape[-1]), plan.order, plan.inverse)
-        num_keyed = sum(counts)  # what is beyond has no table
-        if not num_keyed:
-            return logits
-        (added_NV,) = linear_of_runs(rows_ND[:num_keyed], self.delta, None, counts, tables)
-        added_NV = F.pad(added_NV, (0, 0, 0, len(rows_ND) - num_keyed))
-        return logits + gather_rows(added_NV, plan.inverse, plan.order).view(logits.shape)
+        logits_NV = keyed_linear(rows_ND, self.weight, self.bias, self.delta, [*counts, beyond], [*tables, None])
+        return gather_rows(logits_NV, plan.inverse, plan.order).view(*hidden_states.shape[:-1], -1)
 
     def _of_last(self, hidden_BtD: Tensor, table_ids_BT: Tensor) -> Tensor:
         """Return what the tables add to the last t positions, one sequence after the other (generation)."""

@@ -215,7 +215,7 @@ def _evaluation(recipe: Recipe, models: Models) -> Need:
     forward += sum(flops_per_token(mixture, routing=routing, context=window) for routing in ROUTINGS)
     vocab_size, counts = base.config.vocab_size, count_parameters(mixture)
     at_once = max(min(settings.batch_tokens, LOGITS_AT_ONCE // vocab_size) // window, 1) * window
-    tables = 3 if hasattr(mixture.get_output_embeddings(), "delta") else 1  # the rows' products, and their sum
+    tables = 2 if hasattr(mixture.get_output_embeddings(), "delta") else 1  # by group, and in the order of the text
     arithmetic: Arithmetic = "bfloat16" if of_number == 2 else "float32"
     kept = kept_per_token(
         mixture, arithmetic=arithmetic, block_size=window, experts_per_token=mixture.config.num_experts_per_tok
