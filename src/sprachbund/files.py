@@ -112,11 +112,14 @@ def temporary_for(path: Path, suffix: str = "") -> Path:
 
 
 def is_left(path: Path) -> bool:
-    """Is this temporary file or folder one of a process that has ended? Of other machines nothing is known: False."""
+    """Is this temporary file or folder one of a process that has ended? Of other machines nothing is known: False.
+
+    One of this process's own number is left: in a container, every process may have the same.
+    """
     found = _TEMPORARY.search(path.name)
     if found is None:
         return True  # of no process in particular: of whoever holds the folder's lock
-    return found[1] in (None, _HOST) and not _alive(int(found[2]))
+    return found[1] in (None, _HOST) and (int(found[2]) == os.getpid() or not _alive(int(found[2])))
 
 
 def remove_left(path: Path) -> None:

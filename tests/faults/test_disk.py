@@ -178,14 +178,23 @@ def test_a_cache_that_is_emptied_between_stages_is_filled_again(
     assert content(run) == content(finished)
 
 
+def temporary_of(process: int, name: str, suffix: str = "") -> str:
+    """Return the temporary name that a process gives."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "getpid", lambda: process)
+        return temporary_for(Path(name), suffix).name
+
+
 def test_what_a_dead_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
     with subprocess.Popen(["true"]) as dead:
         dead.wait()
-    mine, theirs = temporary_for(tmp_path / "a").name, temporary_for(tmp_path / "a", "-1f2e").name
+    mine, of_dead, living = (
+        [temporary_of(pid, "a"), temporary_of(pid, "a", "-1f2e"), f".a.{pid}.tmp"]
+        for pid in (os.getpid(), dead.pid, os.getppid())
+    )
     elsewhere = f".a.{'0' * 6}-{dead.pid}.tmp"  # of another machine
-    of_dead = [name.replace(str(os.getpid()), str(dead.pid)) for name in (mine, theirs, f".a.{os.getpid()}.tmp")]
-    stay = [mine, theirs, elsewhere, f".a.{os.getpid()}.tmp", f".b.{dead.pid}.tmp", "a"]
-    for name in (*of_dead, *stay):
+    stay = [*living, elsewhere, f".b.{dead.pid}.tmp", "a"]
+    for name in (*mine, *of_dead, *stay):  # of this process's number: of the one before it in a container
         (tmp_path / name).mkdir()
         (tmp_path / name / "weights").touch()
     remove_left(tmp_path / "a")
@@ -194,7 +203,7 @@ def test_what_a_dead_process_left_goes_and_what_a_living_one_writes_stays(tmp_pa
 
 def test_a_model_that_is_being_changed_beside_the_one_of_a_run_stays(finished: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
-    living = temporary_for(run / "model-merge0-1")
+    living = run / temporary_of(os.getppid(), "model-merge0-1")
     for path in (living, run / ".model.tmp"):
         path.mkdir()
     (run / ".metrics.json.99999999.tmp").touch()
