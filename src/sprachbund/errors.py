@@ -16,6 +16,31 @@ class DivergedError(SprachbundError):
     """A training diverged: its loss, or what the model predicts, is no number any more."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Is this a want of memory, of the machine's or the accelerator's? torch says so in a RuntimeError's text only."""
+    said = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(sign in said for sign in ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED"))
+    )
+
+
+_BREAKS = ("RemoteProtocolError", "ReadError", "ReadTimeout", "IncompleteRead", "ChunkedEncodingError")
+
+
+def broken_download(what: object, error: BaseException) -> SprachbundError | None:
+    """Return the sentence for a download that broke off, which libraries report at the end of a chain of errors."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if type(cause).__name__ in _BREAKS or "Consistency check failed" in str(cause):
+            return SprachbundError(
+                f"the download of {str(what)!r} broke off ({brief(cause)}); give the same command again, which fetches "
+                "what is missing"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 def brief(error: object) -> str:
     """Return what a library's error says, on one line and cut, to stand in brackets in a sentence of ours."""
     return " ".join(str(error).split())[:240]

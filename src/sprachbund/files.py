@@ -1,8 +1,13 @@
 """Reading and writing the small text files of a run: one-sentence errors, and never half a file."""
 
+import glob
 import json
 import os
+import platform
+import re
+import shutil
 from collections.abc import Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +15,9 @@ from sprachbund.errors import InputError
 
 ADAPTATION = "adapt.yaml"  # the settings in a folder of `sprachbund adapt`
 EXTENSIONS = "extensions"  # in a model's folder, and an adaptation's: a tokenizer for each path with tokens of its own
+
+_HOST = blake2b(platform.node().encode(), digest_size=3).hexdigest()  # whose processes the numbers are
+_TEMPORARY = re.compile(r"\.(?:([0-9a-f]{6})-)?(\d+)(?:-\w+)?\.tmp$")
 
 
 def read_text(path: Path) -> str:
@@ -93,3 +101,45 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def temporary_for(path: Path, suffix: str = "") -> Path:
+    """Return the name under which this process writes what becomes `path`: .NAME.HOST-PROCESS.tmp beside it."""
+    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}{suffix}.tmp")
+
+
+def is_left(path: Path) -> bool:
+    """Is this temporary file or folder one of a process that has ended? Of other machines nothing is known: False.
+
+    One of this process's own number is left: in a container, every process may have the same.
+    """
+    found = _TEMPORARY.search(path.name)
+    if found is None:
+        return True  # of no process in particular: of whoever holds the folder's lock
+    return found[1] in (None, _HOST) and (int(found[2]) == os.getpid() or not _alive(int(found[2])))
+
+
+def remove_left(path: Path) -> None:
+    """Remove what killed processes have left of writing `path`."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if is_left(left):
+            remove(left)
+
+
+def _alive(process: int) -> bool:
+    """Is there a process of this number on this machine?"""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass  # somebody else's, or no number of a process here
+    return True

@@ -33,7 +33,7 @@ REASONS = {
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Verify in this process, without a card; a test in tests/cli goes through the fresh one."""
     monkeypatch.setattr(exporter, "verify", verify_here)
-    monkeypatch.setattr(exporter, "write_card", lambda folder, run: None)
+    monkeypatch.setattr(exporter, "write_card", lambda folder, **_: None)
 
 
 def specialist(folder: Path, out: Path, *, group: int) -> Any:

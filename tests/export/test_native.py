@@ -29,7 +29,7 @@ LLAMA3 = {
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Verify in this process, without a card; tests in tests/cli go through the fresh one."""
     monkeypatch.setattr(exporter, "verify", verify_here)
-    monkeypatch.setattr(exporter, "write_card", lambda folder, run: None)
+    monkeypatch.setattr(exporter, "write_card", lambda folder, **_: None)
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -125,6 +125,23 @@ def test_a_stage_that_failed_is_not_done_and_its_seconds_count(run: Run, monkeyp
     assert run.seconds() == {"count": 12.0}
 
 
+def test_a_stage_killed_under_other_inputs_is_not_taken_for_the_one_before(run: Run) -> None:
+    def killed() -> dict[str, Any]:
+        write_text(run.path("out.txt"), "half of another")
+        raise KeyboardInterrupt
+
+    run.stage("count", 1, ["out.txt"], Work(run))
+    record = run.path("stages/count.json").read_text()
+    with pytest.raises(KeyboardInterrupt):
+        run.stage("count", 2, ["out.txt"], killed)
+    write_text(run.path("stages/count.json"), record)  # which SIGKILL leaves no time to replace
+    with pytest.raises(SprachbundError, match=r"out\.txt has other bytes than were written to it"):
+        run.stage("count", 1, ["out.txt"], Work(run))
+    run.path("out.txt").unlink()
+    run.stage("count", 1, ["out.txt"], Work(run))
+    assert run.path("out.txt").read_text() == "done\n"
+
+
 # --- one directory, one recipe
 
 

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 import typer
@@ -23,7 +22,7 @@ from sprachbund.cli import (
     stages,
 )
 from sprachbund.errors import InputError, SprachbundError
-from sprachbund.run.directory import disk_error
+from sprachbund.run.trouble import trouble
 
 INTERRUPTED = 130  # how typer exits after Ctrl-C, without a word
 
@@ -75,8 +74,9 @@ def main() -> NoReturn:
     except SprachbundError as error:
         print(f"sprachbund: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
-    except OSError as error:
-        refused = disk_error(error, Path(error.filename or "."))
+    except Exception as error:
+        if (refused := trouble(error, None)) is None:
+            raise
         print(f"sprachbund: {refused}", file=sys.stderr)
         sys.exit(2 if isinstance(refused, InputError) else 1)
     sys.exit(0)

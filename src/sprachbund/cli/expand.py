@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -140,8 +141,7 @@ def expand(
     from sprachbund.export.card import write_card
     from sprachbund.modeling.expand_files import expand_files
 
-    expanded = expand_files(target, out, **given)
-    write_card(out, base=target)
+    expanded = expand_files(target, out, **given, finish=partial(write_card, base=target, place=out))
     typer.echo(_summary(expanded, out))
 
 

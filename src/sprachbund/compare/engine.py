@@ -26,6 +26,7 @@ from sprachbund.modeling.base import device
 from sprachbund.progress import say
 from sprachbund.recipe import Recipe
 from sprachbund.recipe.compare import Compare
+from sprachbund.run.directory import tidy
 
 SCHEMA = 1
 RESULT = "compare.json"
@@ -67,6 +68,7 @@ def compare(
     others = _sized_by(recipe, chosen)
     folder = folder.resolve()
     with shared_run(recipe, [*chosen, *others.values()], folder / "shared") as (stages, shared):
+        tidy(folder)
         for split in ("dev", "test"):
             materials(shared).texts(split)
         seeds = {method.name: settings.seeds[: 1 if method.system == BASE else method.keys.seeds] for method in chosen}

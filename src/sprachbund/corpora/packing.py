@@ -22,6 +22,7 @@ from sprachbund.corpora.cache import cache_folder as cache_folder
 from sprachbund.corpora.documents import Stored, batches
 from sprachbund.corpora.workers import num_workers, tokenise_in_workers
 from sprachbund.errors import InputError, SprachbundError
+from sprachbund.files import remove_left, temporary_for
 from sprachbund.progress import say
 
 FORMAT_VERSION = 1
@@ -183,7 +184,12 @@ def pack_cached(
     try:
         return load_packed(path, name=name)
     except InputError:
+        remove_left(path)
+    try:
         return pack(documents, tokenize, separator=separator, path=path, name=name, note=note)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write that fails does not say where
+        raise
 
 
 def epoch_order(num_blocks: int, *, seed: int, tag: str, epoch: int) -> NDArray[np.int64]:
@@ -261,7 +267,7 @@ def _digest(path: Path, tokens: NDArray[Any]) -> str:
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """Yield an unused name beside `path`, so that a rename stays on one file system; what is left there goes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = temporary_for(path, f"-{secrets.token_hex(4)}")
     try:
         yield temporary
     finally:

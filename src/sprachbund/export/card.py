@@ -26,16 +26,24 @@ from sprachbund.export.markdown import code, fixed, markdown, ranges, signed
 from sprachbund.files import write_text
 
 
-def write_card(folder: Path, *, run: Path | None = None, base: str | None = None, evaluated: bool = True) -> None:
+def write_card(
+    folder: Path,
+    *,
+    run: Path | None = None,
+    base: str | None = None,
+    evaluated: bool = True,
+    place: Path | None = None,
+) -> None:
     """Write README.md into a saved model's folder: what it is, how it is used, what it was worth, and its limits.
 
     Everything is read from files: the model's config.json and, where it is an export, export.json; of its `run`
     recipe.yaml, grouping.json and metrics.json. Say `evaluated=False` as long as the metrics of the run are those of
-    an earlier model. `base` is the Hub id or folder of the base where no run's recipe says it.
+    an earlier model. `base` is the Hub id or folder of the base where no run's recipe says it; `place` where the folder
+    will lie, while it is still being written elsewhere: an untitled card is called after it.
 
     Raises InputError for a folder without a model, and for files that cannot be read.
     """
-    facts = gather(folder, run=run, base=base, evaluated=evaluated)
+    facts = gather(folder, run=run, base=base, evaluated=evaluated, place=place)
     write_text(folder / "README.md", render_card(facts, parameters=_parameters(folder)))
 
 

@@ -117,7 +117,7 @@ class Facts:
         return sorted(worse, key=lambda loser: -loser[1])
 
 
-def gather(folder: Path, *, run: Path | None, base: str | None, evaluated: bool) -> Facts:
+def gather(folder: Path, *, run: Path | None, base: str | None, evaluated: bool, place: Path | None = None) -> Facts:
     """Read the facts; see `write_card`. Raises InputError for a file that is there and cannot be read."""
     config = _json(folder / "config.json")
     if not config:
@@ -125,7 +125,8 @@ def gather(folder: Path, *, run: Path | None, base: str | None, evaluated: bool)
     export, compression, regrouping = (_json(folder / f"{made}.json") for made in ("export", "compress", "regroup"))
     recipe = _recipe(run) if run else {}
     metrics = _metrics(run / "metrics.json") if run and evaluated else {}
-    default = folder.parent.name if folder.name == "model" else folder.name
+    place = place or folder
+    default = place.parent.name if place.name == "model" else place.name
     base = base or export.get("base") or _base(recipe)
     base_model = base if base and is_hub_id(base) else None
     return Facts(
@@ -142,7 +143,7 @@ def gather(folder: Path, *, run: Path | None, base: str | None, evaluated: bool)
         export=export,
         compression=compression,
         regrouping=regrouping,
-        adaptation=_json(folder.parent / "adapt.json") if folder.name == "model" else {},
+        adaptation=_json(place.parent / "adapt.json") if place.name == "model" else {},
     )
 
 

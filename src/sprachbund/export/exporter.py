@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,9 +139,5 @@ def _export(
             "groups": dict(source.config.groups),
         }
         write_text(temporary / "export.json", json.dumps(said, indent=1, ensure_ascii=False) + "\n")
-    try:
-        write_card(out, run=run)  # not before: an untitled card is called after its folder
-    except BaseException:
-        shutil.rmtree(out)
-        raise
+        write_card(temporary, run=run, place=out)
     return said

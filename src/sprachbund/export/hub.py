@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sprachbund.checksums import check_model
 from sprachbund.errors import InputError, SprachbundError, brief
 from sprachbund.export.card import write_card
 from sprachbund.files import model_of
@@ -46,7 +47,8 @@ def push(
     what HF_ENDPOINT says).
 
     Raises InputError for a folder without a model, a bad repository id, no token, one that the server refuses, and a
-    public repository without `public`; SprachbundError where the server cannot be reached or fails.
+    public repository without `public`; DamagedError for weights of a run that have changed since it wrote them;
+    SprachbundError where the server cannot be reached or fails.
     """
     folder = model_folder(source)
     _check_repo_id(repo_id)
@@ -55,6 +57,7 @@ def push(
     token = get_token()
     if token is None:
         raise InputError("no access token for the Hub was found; run `hf auth login`, or set HF_TOKEN")
+    check_model(folder)
     if not (folder / "README.md").exists():
         write_card(folder, run=source if folder != source else None)
     api = HfApi(endpoint=endpoint, token=token)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sprachbund.checksums import check_model
 from sprachbund.errors import InputError
 from sprachbund.modeling.base import load_config
 from sprachbund.modeling.checkpoint import Checkpoint, LazyTensor, copy_tokenizer
@@ -37,7 +38,8 @@ def read_mixture_config(folder: Path, *, purpose: str = "export") -> Any:
 
 
 class Source:
-    """A mixture in a folder. Raises InputError, as `Checkpoint`, for weights that are damaged or lack a tensor.
+    """A mixture in a folder. Raises InputError, as `Checkpoint`, for weights that are damaged or lack a tensor, and
+    DamagedError for a run's that are not those that it wrote.
 
     Where the mixture has keyed rows, `as_it_is` and `changed` add those of one table to the rows that they belong to.
     """
@@ -47,6 +49,7 @@ class Source:
         self.folder = folder
         self.config = config
         self.family: Family = family_of(config.dense_model_type)
+        check_model(folder)
         self.checkpoint = Checkpoint(folder)
         self.base_prefix = str(self.family.dense_causal_lm_class.base_model_prefix)
         layers = re.escape(f"{self.base_prefix}.{self.family.layers}.")

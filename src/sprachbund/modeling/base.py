@@ -13,7 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from sprachbund.errors import InputError, brief
+from sprachbund.checksums import check_model
+from sprachbund.errors import InputError, SprachbundError, brief, broken_download, out_of_memory
+from sprachbund.modeling.checkpoint import Checkpoint
 from sprachbund.modeling.ffn import family_of
 from sprachbund.recipe import Base, Recipe, Scratch
 
@@ -85,8 +87,13 @@ def scratch_model(scratch: Scratch, *, vocab_size: int, block_size: int, eos_tok
 
 
 def load_model(path: str | Path, *, revision: str = "main", trust_remote_code: bool = False, dtype: str) -> Any:
-    """Return a causal model from safetensors; raises InputError in one sentence for what cannot be loaded."""
+    """Return a causal model from safetensors; raises InputError in one sentence for what cannot be loaded.
+
+    Raises DamagedError where it is a run's and its bytes are not those that the run wrote.
+    """
     quiet()
+    if Path(path).is_dir():
+        check_model(Path(path))
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             str(path),
@@ -97,6 +104,10 @@ def load_model(path: str | Path, *, revision: str = "main", trust_remote_code: b
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if out_of_memory(error):
+            raise
+        if isinstance(error, SafetensorError) and Path(path).is_dir():
+            Checkpoint(Path(path))  # raises an InputError that names the file, and how much of it there is
         raise _unreadable("model", path, error) from error
     if missing := sorted(report["missing_keys"]):  # transformers draws them at random and says so in a warning only
         raise InputError(
@@ -157,7 +168,9 @@ def check_base(recipe: Recipe) -> None:
         raise InputError(str(error)) from None
 
 
-def _unreadable(what: str, path: str | Path, error: BaseException) -> InputError:
+def _unreadable(what: str, path: str | Path, error: BaseException) -> SprachbundError:
+    if (broken := broken_download(path, error)) is not None:
+        return broken
     return InputError(
         f"base: the {what} of {str(path)!r} cannot be loaded ({brief(error)}); give a Hub id that you have access to, "
         "a folder with config.json, safetensors and a tokenizer, or base: {scratch: {...}}"

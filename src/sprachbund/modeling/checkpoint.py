@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sprachbund.errors import InputError, brief
+from sprachbund.errors import InputError, brief, broken_download
+from sprachbund.files import remove_left, temporary_for
 
 DTYPES = {
     "F64": torch.float64,
@@ -304,11 +305,12 @@ def refuse_existing(folder: Path) -> None:
 def new_folder(folder: Path) -> Iterator[Path]:
     """Make a folder that is there whole or not at all.
 
-    Yields a temporary sibling, which becomes `folder` at the end and is removed where anything goes wrong. Raises
-    InputError for a folder that exists, and for one that cannot be made.
+    Yields a temporary sibling, which becomes `folder` at the end and is removed where anything goes wrong; one that a
+    killed process has left goes first. Raises InputError for a folder that exists, and for one that cannot be made.
     """
     refuse_existing(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    remove_left(folder)
+    temporary = temporary_for(folder)
     made = [parent for parent in folder.parents if not parent.exists()]  # the innermost first
     try:
         try:
@@ -351,6 +353,8 @@ def fetch(base: str, *, revision: str = "main") -> Path:
     except (OSError, ValueError, HTTPError) as error:
         if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
             raise
+        if (broken := broken_download(base, error)) is not None:
+            raise broken from error
         raise InputError(
             f"the model {base!r} (revision {revision}) is no folder and cannot be fetched ({brief(error)}); "
             "give a folder, or a Hub id that you have access to"

@@ -83,11 +83,13 @@ def expand_files(
     seed: int = 0,
     revision: str = "main",
     max_shard_bytes: int = 5_000_000_000,
+    finish: Callable[[Path], None] | None = None,
 ) -> Expanded:
     """Write the mixture twin of a dense model to the new folder `out`; arguments as those of `expand`.
 
     `base` is a folder of safetensors or a Hub id, which is fetched first. Memory stays below the largest tensor and one
-    layer's experts: nothing else is read at once. The language gate's table is uniform.
+    layer's experts: nothing else is read at once. The language gate's table is uniform. `finish` is called with the
+    written folder before it is moved to `out`.
 
     Raises InputError, before anything is written, where `out` exists, the base cannot be had, is quantised, truncated,
     of an unsupported family or not the model that its configuration describes, and as `expand` does.
@@ -124,6 +126,8 @@ def expand_files(
         config.save_pretrained(unfinished)
         _write_generation_config(folder, unfinished, dense.model)
         copy_tokenizer(folder, unfinished)
+        if finish is not None:
+            finish(unfinished)
     return Expanded(config, counts)
 
 

@@ -44,9 +44,11 @@ from sprachbund.run.path_training import (
     train_path,
     trained_size,
 )
+from sprachbund.training.checkpoints import last_checkpoint, step_of
 
 SCHEMA = 1
 RESULT = "adapt.json"
+FINISHED = "finished.json"  # in the folder of steps: all is trained, what remains is to move the model
 
 
 def adapt(settings: Adaptation, out: Path, *, update: bool = False) -> dict[str, Any]:
@@ -102,7 +104,11 @@ def _train(work: Work, nearest: Mapping[str, list[dict[str, Any]]]) -> dict[str,
     settings, place = work.settings, work.place
 
     def compute() -> Mapping[str, Any]:
-        folder, facts = work.source, []
+        folder, facts, finished = work.source, list[dict[str, Any]](), work.steps / FINISHED
+        done = read_json(finished)
+        moved = done and not (work.steps / str(len(done["paths"]) - 1)).exists()
+        if moved and place.path("model").is_dir():  # killed before this could be recorded
+            return done
         for number, members in enumerate(shared_paths(work)):
             step = work.steps / str(number)
             if not step.is_dir():
@@ -112,16 +118,18 @@ def _train(work: Work, nearest: Mapping[str, list[dict[str, Any]]]) -> dict[str,
         for origin in (work.source / EXTENSIONS, work.steps / EXTENSIONS):
             if origin.is_dir():
                 shutil.copytree(origin, folder / EXTENSIONS, dirs_exist_ok=True)
+        write_text(finished, json.dumps({"paths": facts}))
         shutil.rmtree(place.path("model"), ignore_errors=True)
         folder.rename(place.path("model"))
-        for left in place.folder.glob("steps-*"):
-            shutil.rmtree(left)
         return {"paths": facts}
 
     # the texts and the model are in the fingerprint of "nearest"
     unrelated = {"source", "languages", "protect", "evaluate", "max_forgetting", "checkpoints"}
     inputs = [list(settings.languages), settings.model_dump(mode="json", exclude=unrelated)]
-    return place.stage("train", inputs, ["model"], compute, after=["nearest"], precious=True)
+    facts = place.stage("train", inputs, ["model"], compute, after=["nearest"], precious=True)
+    for left in place.folder.glob("steps-*"):  # only now that the stage is recorded as done
+        shutil.rmtree(left)
+    return facts
 
 
 def _train_one(
@@ -147,13 +155,16 @@ def _train_one(
     packed = {tag: text.packed if extension is None else work.repacked(tag, extension) for tag, text in texts.items()}
     plan = plan_of(settings, settings.tokens or 2 * sum(corpus.num_tokens for corpus in packed.values()))
     size = trained_size(model, group_id, router=plan.stages[0].router_loss > 0)
+    checkpoints = work.steps / f"checkpoints-{number}"
+    resume = last_checkpoint(checkpoints)
+    place.forget_events(f"adapt-{number}", after_step=step_of(resume) if resume else 0)
     begun = time.monotonic()
     result = train_path(
         model,
         group_id,
         packed,
         plan,
-        folder=work.steps / f"checkpoints-{number}",
+        folder=checkpoints,
         log=lambda event, **values: place.log(f"adapt-{number}", event, **values),
         block_size=settings.block_size,
     )

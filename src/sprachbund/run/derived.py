@@ -52,9 +52,5 @@ def write_changed(
         del changed
         said["dev"] = measure(temporary) if measure is not None else None
         write_text(temporary / file, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
-    try:
-        write_card(out, run=run, evaluated=False)  # not before: an untitled card is called after its folder
-    except BaseException:
-        shutil.rmtree(out)
-        raise
+        write_card(temporary, run=run, evaluated=False, place=out)
     return {"folder": str(out), **said}

@@ -5,11 +5,9 @@ No torch here: the command line reads runs without loading it.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -18,16 +16,18 @@ from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
+from weakref import WeakSet
 
 import yaml
 
-from sprachbund import __version__
+from sprachbund import __version__, checksums
 from sprachbund.errors import InputError, SprachbundError, brief
-from sprachbund.files import ADAPTATION, write_text
+from sprachbund.files import ADAPTATION, is_left, remove, write_text
 from sprachbund.grouping.greedy import read_groups
 from sprachbund.progress import say
 from sprachbund.recipe import Adaptation, Part, Recipe
 from sprachbund.recipe_file import build_recipe, dump_recipe
+from sprachbund.run.trouble import disk_error, trouble
 
 
 def fingerprint(inputs: Any) -> str:
@@ -76,6 +76,7 @@ def open_folder(folder: Path, name: str, text: str, check: Callable[[], None], *
             raise InputError(f"{folder} exists and is no run (it has no {name}); give another --out")
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)
+        tidy(folder)
         if file.exists() and not update and _has_results(folder):
             check()
         write_text(file, text)
@@ -122,31 +123,16 @@ def read_run(folder: Path) -> Recipe:
     return build_recipe(file.read_text(encoding="utf-8"), name=str(file), folder=folder)
 
 
-def _from_disk(error: Exception) -> OSError | None:
-    """Return what the disk refused, None where the error is of another kind.
-
-    The writers of safetensors, tokenizers and torch raise errors of their own, with the cause in their text only;
-    torch's file writer names its source file, and a write that came up short is all that it ever reports.
-    """
-    if isinstance(error, SprachbundError):
-        return None
-    if isinstance(error, OSError):
-        return error
-    if said := re.search(r"\(os error (\d+)\)", str(error)):
-        number = int(said[1])
-        return OSError(number, os.strerror(number))
-    if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):
-        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return None
+# A forked child has the parent's open files: a worker that outlives its parent would keep the parent's lock.
+_locks: WeakSet[IO[str]] = WeakSet()
 
 
-def disk_error(error: OSError, folder: Path) -> SprachbundError:
-    """Return one sentence for what the disk refused."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return SprachbundError(f"no space left on the disk of {folder}; free some and run the same command again")
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return InputError(f"{error.filename or folder} cannot be written ({error.strerror}); give another --out")
-    return SprachbundError(f"{error.filename or folder}: {error.strerror or error}")
+def _let_go() -> None:
+    for file in list(_locks):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _lock(folder: Path) -> IO[str]:
@@ -157,7 +143,21 @@ def _lock(folder: Path) -> IO[str]:
     except BlockingIOError:
         file.close()
         raise SprachbundError(f"another process works in {folder}; wait for it or give another --out") from None
+    _locks.add(file)
     return file
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a killed process leaves in a directory that is locked now: temporary files, half a line of events."""
+    for pattern in (".*.tmp", "*/.*.tmp", "probe/*.tmp"):
+        for path in folder.glob(pattern):
+            if is_left(path):  # a model changed beside this one's may be on its way
+                remove(path)
+    file = folder / "events.jsonl"
+    if file.exists():
+        whole = file.read_bytes()
+        if whole and not whole.endswith(b"\n"):
+            write_text(file, whole[: whole.rfind(b"\n") + 1].decode("utf-8"))
 
 
 class Workplace:
@@ -186,18 +186,25 @@ class Workplace:
         *,
         after: Sequence[str] = (),
         precious: bool = False,
+        also: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Return the stage's result (JSON values): from disk when nothing it depends on changed, else from `work`.
 
         `inputs` and the fingerprints of the stages `after` decide; `outputs` are the files or folders that must exist.
-        Seconds of interrupted attempts are added up. A `precious` result, one that took training, is replaced only
-        where the user said --update; raises InputError otherwise.
+        Checksums are kept of them, and of what is `also` written; those of files are verified here, those of models
+        where they are loaded. Seconds of interrupted attempts are added up. A `precious` result, one that took
+        training, is replaced only where the user said --update; raises InputError otherwise.
+
+        Raises DamagedError for a file with other bytes than it was written with.
         """
         mark = fingerprint([inputs, [self.fingerprints[stage] for stage in after]])
         self.fingerprints[name] = mark
         file = self.path(f"stages/{name}.json")
-        known = read_json(file)
+        known = checksums.read_record(file)
         if known.get("fingerprint") == mark and known.get("done") and all(self.path(o).exists() for o in outputs):
+            models = tuple(f"{output}/" for output in [*outputs, *also] if self.path(output).is_dir())
+            sums = known.get(checksums.FIELD, {})
+            checksums.check(self.folder, {file: sums[file] for file in sums if not file.startswith(models)})
             say(f"{name}: done before, unchanged, skipped")
             return dict(known["result"])
         if precious and known.get("done") and not self.update and outputs and self.path(outputs[0]).exists():
@@ -211,16 +218,17 @@ class Workplace:
         try:
             file.parent.mkdir(exist_ok=True)
             result = dict(work())
-            record.update(done=True, result=result)
+            sums = checksums.digests(self.folder, [*outputs, *also])
+            record.update(done=True, result=result, **({checksums.FIELD: sums} if sums else {}))
             return result
         except Exception as error:
-            if (refused := _from_disk(error)) is not None:
-                raise disk_error(refused, self.folder) from error
+            if (said := trouble(error, self.folder, name)) is not None:
+                raise said from error
             raise
         finally:
             record["seconds"] = round(earlier + time.monotonic() - begun, 3)
             with suppress(OSError):
-                write_text(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+                checksums.write_record(file, record)
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of every stage of this recipe that is done."""
@@ -228,7 +236,7 @@ class Workplace:
 
     def records(self) -> dict[str, dict[str, Any]]:
         """Return the records of the stages that are done and of this recipe, in alphabetical order."""
-        found = {path.stem: read_json(path) for path in sorted(self.path("stages").glob("*.json"))}
+        found = {path.stem: checksums.read_record(path) for path in sorted(self.path("stages").glob("*.json"))}
         return {
             name: record
             for name, record in found.items()

@@ -21,8 +21,9 @@ from sprachbund.recipe import Experts
 from sprachbund.run.data import PackedCorpora, batch_schedule
 from sprachbund.run.directory import Run
 from sprachbund.training import TrainingBlocks, TrainingPlan, train
+from sprachbund.training.checkpoints import last_checkpoint, step_of
 from sprachbund.training.stages import plan_training
-from sprachbund.training.trainer import Log, last_checkpoint
+from sprachbund.training.trainer import Log
 
 if TYPE_CHECKING:
     from sprachbund.run.planning import LayerPlan
@@ -50,7 +51,7 @@ def run_training(
             shutil.rmtree(other)
     folder.mkdir(parents=True, exist_ok=True)
     resume = last_checkpoint(folder)
-    run.forget_events(stage, after_step=int(resume.name.rsplit("-", 1)[1]) if resume else 0)
+    run.forget_events(stage, after_step=step_of(resume) if resume else 0)
     log: Log = partial(run.log, stage)
     if grouping is not None:
         log = _log_by_group(log, dict(zip(blocks.tags, groups, strict=True)), grouping.as_dict())
@@ -150,7 +151,8 @@ def train_dense(run: Run, base: Any, packed: PackedCorpora, grouping: Grouping, 
 
     # a control that is not kept may be gone after evaluation, and is still done
     outputs = ["dense"] if run.recipe.dense.keep else []
-    facts = run.stage("dense", _inputs(run, packed, grouping), outputs, work, after=["base"], precious=True)
+    inputs = _inputs(run, packed, grouping)
+    facts = run.stage("dense", inputs, outputs, work, after=["base"], precious=True, also=["dense"])
     drop_checkpoints(run, "dense")
     return facts
 

@@ -76,7 +76,8 @@ def compare_languages(run: Run, probes: Probes | None) -> dict[str, Path]:
     inputs: list[Any] = [used, recipe.groups_by_similarity, given, recipe.families(), recipe.tags()]
     inputs += [recipe.probe.center, names, recipe.seed if used == "random" else None]
     outputs = [f"similarity/{name}.csv" for name in names]
-    run.stage("similarity", inputs, outputs, work, after=["probe"] if probes is not None else [])
+    after = ["probe"] if probes is not None else []
+    run.stage("similarity", inputs, outputs, work, after=after, also=["similarity.csv"])
     return {name: folder / f"{name}.csv" for name in sorted(names, key=lambda name: name != used)}
 
 

@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import sys
 import time
 from collections import defaultdict
@@ -27,11 +26,11 @@ from sprachbund.modeling.model import is_dmoe
 from sprachbund.modeling.tables import expert_tables, group_credit
 from sprachbund.progress import Advance, track
 from sprachbund.training.batches import TrainingBlocks, collate
+from sprachbund.training.checkpoints import last_checkpoint, seal, step_of
 from sprachbund.training.objectives import balance_loss, router_cross_entropy
 from sprachbund.training.stages import TrainingPlan
 
 Log = Callable[..., None]
-COMPLETE = "complete"  # written last into a checkpoint: a torn one has none
 TOKENS = "tokens.json"  # tokens per language and expert up to a checkpoint
 
 
@@ -124,16 +123,26 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
                 loss = loss + stage.balance_loss * parts["balance_loss"]
             self._count_tokens(outputs, languages)
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise DivergedError(
-                f"the loss became {value} at step {self.state.global_step + 1}; the model was not updated with it. "
-                f"Lower {self.plan.rate_name} (now {self.plan.learning_rate:g}) and run the command again with --update"
-            )
+        self._check_finite("loss", value)
         self.sums["loss"] += value
         for name, part in parts.items():
             self.sums[name] += float(part.detach())
         self.num_sums += 1
         return (loss, outputs) if return_outputs else loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The gradient's norm, asked for between clipping and update: where it is not finite, the run stops."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None:
+            self._check_finite("norm of the gradient", float(norm))
+        return norm
+
+    def _check_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"the {what} became {value} at step {self.state.global_step + 1}; the model was not updated with it. "
+                f"Lower {self.plan.rate_name} (now {self.plan.learning_rate:g}) and run the command again with --update"
+            )
 
     @torch.no_grad()
     def _count_tokens(self, outputs: Any, languages: Tensor) -> None:
@@ -216,7 +225,7 @@ class _Callback(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         (folder / TOKENS).write_text(json.dumps(self.trainer.tokens_LG.tolist()))
-        (folder / COMPLETE).touch()
+        seal(folder)
 
     def tokens_per_second(self) -> float:
         """Return the speed since the last call."""
@@ -224,18 +233,6 @@ class _Callback(TrainerCallback):  # type: ignore[misc]
         speed = self.steps_since * self.tokens_per_step / max(now - self.last, 1e-9)
         self.last, self.steps_since = now, 0
         return speed
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint below a folder; torn ones are removed."""
-    best: tuple[int, Path] | None = None
-    for path in folder.glob("checkpoint-*"):
-        if not (path / COMPLETE).exists():
-            shutil.rmtree(path)
-            continue
-        step = int(path.name.rsplit("-", 1)[1])
-        best = max(best or (step, path), (step, path))
-    return best[1] if best else None
 
 
 def recompute_activations(model: Any) -> None:
@@ -286,10 +283,10 @@ def train(
     """Train a model in place by a plan; resumes from the last complete checkpoint in `folder`.
 
     `groups`, (L,), is the group of each language of `blocks`; `log(event, **values)` receives what is to be recorded.
-    Raises DivergedError when the loss is not finite (before the update).
+    Raises DivergedError when the loss or the gradient is not finite (before the update).
     """
     resume = last_checkpoint(folder)
-    done = int(resume.name.rsplit("-", 1)[1]) if resume else 0
+    done = step_of(resume) if resume else 0
     if "tensorboard" in plan.trackers:  # its own default is the checkpoints' folder, which does not stay
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parents[1] / "tensorboard" / description)
     if device().type == "cpu":
