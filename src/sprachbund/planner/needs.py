@@ -30,7 +30,7 @@ from sprachbund.planner.cluster import Cluster
 from sprachbund.planner.models import Models
 from sprachbund.recipe import Evaluate, Recipe
 from sprachbund.run.probing import MODEL_SOURCES, STATES_AT_ONCE, probe_batch, probe_micro_batch, probed_layers
-from sprachbund.training.stages import TrainingPlan, plan_base, plan_training
+from sprachbund.training.stages import TrainingPlan, micro_batch, plan_base, plan_training
 
 RECOMPUTED = 4 / 3  # forward, forward again, backward (two forwards' worth), against three without checkpointing
 
@@ -102,7 +102,7 @@ def _training(name: str, model: Any, plan: TrainingPlan, recipe: Recipe, cluster
             f"evenly; give a multiple of {num_gpus * block_size} tokens, or other --gpus"
         )
     share = plan.batch_size // num_gpus
-    micro = next(n for n in range(min(plan.micro_batch_size, share), 0, -1) if share % n == 0)
+    micro = micro_batch(share, plan.micro_batch_size)
     arithmetic: Arithmetic = "autocast" if plan.bfloat16 else "float32"
     chosen = max((_experts_per_token(model, stage.routing) for stage in plan.stages), default=1)
     kept = kept_per_token(model, arithmetic=arithmetic, block_size=block_size, experts_per_token=chosen)
