@@ -87,6 +87,7 @@ class Team:
 
     store: Any
     num_calls: int = 0
+    problem: SprachbundError | None = None
 
     def call(self, task: Any) -> None:
         """Call the followers to a task (leader)."""
@@ -142,6 +143,7 @@ def _join() -> Team:
 def lead_or_follow(lead: Callable[[], int], follow: Callable[[Any], None]) -> int:
     """Return the exit status of a run on several processes: rank 0 calls `lead`, the others `follow` for every task."""
     us = _join()
+    us.problem = _first(_device_problem())
     status = _lead(us, lead) if rank() == 0 else _follow(us, follow)
     if status == 0:
         sys.modules["torch.distributed"].destroy_process_group()
@@ -162,8 +164,6 @@ def _lead(us: Team, lead: Callable[[], int]) -> int:
 def _follow(us: Team, follow: Callable[[Any], None]) -> int:
     threading.Thread(target=_leave_with_leader, args=(us,), daemon=True).start()
     try:
-        with suppress(SprachbundError):
-            check_devices()
         while (task := us.next_task()) is not None:
             with suppress(SprachbundError):  # which the leader has too, and says
                 follow(task)
@@ -189,19 +189,21 @@ def _leave_with_leader(us: Team) -> None:
 
 
 def check_devices() -> None:
-    """Raise InputError, on all ranks, where a machine has more processes than GPUs (and has any)."""
-    if _team is None:
-        return
+    """Raise InputError where a machine has more processes than GPUs (and has any)."""
+    if _team is not None and _team.problem is not None:
+        raise _team.problem
+
+
+def _device_problem() -> SprachbundError | None:
     import torch
 
     num_gpus, num_local = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    problem = None
-    if torch.cuda.is_available() and num_local > num_gpus:
-        problem = InputError(
-            f"{num_local} processes on a machine with {num_gpus} GPU{'s' if num_gpus > 1 else ''}; start one for each "
-            f"GPU (torchrun --nproc-per-node {num_gpus})"
-        )
-    agree(problem)
+    if not torch.cuda.is_available() or num_local <= num_gpus:
+        return None
+    return InputError(
+        f"{num_local} processes on a machine with {num_gpus} GPU{'s' if num_gpus > 1 else ''}; start one for each GPU "
+        f"(torchrun --nproc-per-node {num_gpus})"
+    )
 
 
 def share(value: Any) -> Any:
@@ -214,16 +216,19 @@ def share(value: Any) -> Any:
 
 
 def agree(problem: SprachbundError | None) -> None:
-    """Raise on all ranks what is wrong on one of them: the lowest that has a problem."""
+    """Raise on all ranks what is wrong on one of them: on the lowest that has a problem."""
+    first = _first(problem)
+    if first is not None:
+        raise first
+
+
+def _first(problem: SprachbundError | None) -> SprachbundError | None:
+    """Return the problem of the lowest rank that has one, on all ranks."""
     if not _joined():
-        if problem is not None:
-            raise problem
-        return
+        return problem
     problems: list[SprachbundError | None] = [None] * world_size()
     sys.modules["torch.distributed"].all_gather_object(problems, problem)
-    for one in problems:
-        if one is not None:
-            raise one
+    return next((one for one in problems if one is not None), None)
 
 
 def add_up(tensor: Tensor) -> Tensor:
