@@ -39,6 +39,7 @@ SIGNS = (
     "OMPI_COMM_WORLD_SIZE",
     "MV2_COMM_WORLD_SIZE",
 )
+SETTINGS = ("ACCELERATE_", "FSDP_")  # of accelerate's launcher
 
 
 def launched() -> bool:
@@ -63,16 +64,34 @@ def world_size() -> int:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Hide from libraries what looks like several processes, unless this one has joined others.
+def undisturbed() -> Iterator[None]:
+    """Hide from libraries, in a block, what launchers and schedulers say and the recipe decides, or nobody is to know.
 
-    RANK or WORLD_SIZE in the environment of a job that runs one process would let them wait for the others for ever.
+    RANK or WORLD_SIZE in the environment of a job that runs one process would let accelerate wait for the others for
+    ever; arithmetic, sharding and compilation, which accelerate's launcher passes on, are the recipe's.
     """
-    hidden = {} if _joined() else {name: os.environ.pop(name) for name in SIGNS if name in os.environ}
+    kept = "DEEPSPEED" if _joined() else "\0"
+    names = [name for name in os.environ if name.startswith(SETTINGS) and kept not in name]
+    names += [] if _joined() else [name for name in SIGNS if name in os.environ]
+    hidden = {name: os.environ.pop(name) for name in names}
     try:
         yield
     finally:
         os.environ.update(hidden)
+
+
+def _says(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("true", "1")
+
+
+def wants_shards() -> bool:
+    """Does accelerate's launcher ask for FSDP (`--use_fsdp`, or its configuration)?"""
+    return _says("ACCELERATE_USE_FSDP")
+
+
+def uses_deepspeed() -> bool:
+    """Do several processes train under DeepSpeed (`accelerate launch --use_deepspeed`)?"""
+    return _joined() and _says("ACCELERATE_USE_DEEPSPEED")
 
 
 def refuse_several(verb: str) -> None:

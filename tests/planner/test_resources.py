@@ -201,8 +201,8 @@ def test_a_base_on_disk_is_read_by_its_configuration_alone(tiny: Path, cli: Comm
         "llama", vocab_size=32_000, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32
     )
     config.save_pretrained(tiny.parent / "base")
-    arguments = ("--set", "base={path: base}", "--set", "experts.width=64", "--gpus", 8, "--json")
-    said = cli("plan", tiny, *arguments)
+    arguments = ("--set", "base={path: base}", "--set", "experts.width=64", "--set", "train.sharding=fsdp")
+    said = cli("plan", tiny, *arguments, "--gpus", 8, "--json")
     assert said.status == 0, said.err
     found = json.loads(said.out)
     assert found["stages"]["dense"]["parameters"]["total"] == 6_738_415_616

@@ -1,9 +1,9 @@
 """What each stage of a recipe needs of every GPU, and how much there is to compute.
 
-Under `train.sharding: fsdp` trainings are sharded by decoder layer: weights, gradients and AdamW states in equal shares,
-beside them the layers at work in full (`footprint.at_work_bytes`); otherwise each GPU holds a whole model, and several
-hold the gradients once more, to add them up. The probe has one language, and one whole model, on each GPU; evaluation
-runs on one GPU.
+Under `train.sharding: fsdp` trainings are sharded by decoder layer: weights, gradients and AdamW states in equal
+shares, beside them the layers at work in full (`footprint.at_work_bytes`); otherwise each GPU holds a whole model, and
+several hold the gradients once more, to add them up. The probe has one language, and one whole model, on each GPU;
+evaluation runs on one GPU.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ RECOMPUTED = 4 / 3  # forward, forward again, backward (two forwards' worth), ag
 class Need:
     """One stage: bytes of a GPU by what they are for, `fixed` ones and those of each token of a micro-batch.
 
-    `shared`, of the fixed bytes, are the GPU's share of what all of them hold together, 0 where each holds a whole. `step_tokens` are a GPU's
-    tokens of one step, `micro_tokens` what the recipe gives it at once (None: nothing to choose), both multiples of
-    `block_size`. `parallel` GPUs work at the same time, on average; `flops` counts recomputation.
+    `shared`, of the fixed bytes, are the GPU's share of what all of them hold together, 0 where each holds a whole
+    model. `step_tokens` are a GPU's tokens of one step, `micro_tokens` what the recipe gives it at once (None: nothing
+    to choose), both multiples of `block_size`. `parallel` GPUs work at the same time, on average; `flops` counts recomputation.
     """
 
     name: str

@@ -23,7 +23,7 @@ from sprachbund.run.data import PackedCorpora, batch_schedule
 from sprachbund.run.directory import Run
 from sprachbund.training import TrainingBlocks, TrainingPlan
 from sprachbund.training.stages import plan_training
-from sprachbund.training.together import train_together
+from sprachbund.training.together import in_parts, train_together
 from sprachbund.training.trainer import Log, last_checkpoint
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def expand_base(run: Run, base: Any, packed: PackedCorpora, grouping: Grouping, 
 
 def _home(run: Run) -> torch.device:
     """Return where a whole model lies before it trains: beside the GPUs where each of them holds a part."""
-    return torch.device("cpu") if run.recipe.train.sharding == "fsdp" and world_size() > 1 else device()
+    return torch.device("cpu") if in_parts(plan_training(run.recipe).on_ranks(world_size())) else device()
 
 
 def train_mixture(

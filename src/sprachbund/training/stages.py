@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from sprachbund.errors import InputError
+from sprachbund.parallel import uses_deepspeed, wants_shards
 from sprachbund.recipe import Recipe, Routing, Scratch, Train
 
 
@@ -73,9 +74,13 @@ class TrainingPlan:
     def on_ranks(self, num_ranks: int) -> TrainingPlan:
         """Return the plan of several processes, of which each takes an equal part of every step: the same result.
 
-        The micro-batch is as large as the plan's, or the largest below that divides a process's part.
+        The micro-batch is as large as the plan's, or the largest below that divides a process's part. The model is
+        sharded where the recipe or the launcher asks for it.
         """
-        return replace(self, micro_batch_size=micro_batch(self.batch_size // num_ranks, self.micro_batch_size))
+        sharded = num_ranks > 1 and (self.sharded or wants_shards()) and not uses_deepspeed()
+        return replace(
+            self, sharded=sharded, micro_batch_size=micro_batch(self.batch_size // num_ranks, self.micro_batch_size)
+        )
 
     def skips_routers(self) -> bool:
         """Is there a step in which the routers of a mixture get no gradient?"""

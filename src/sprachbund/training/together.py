@@ -20,6 +20,7 @@ from sprachbund.training.batches import TrainingBlocks
 from sprachbund.training.sharding import fill_from_leader, gather_to_leader, into_shards
 from sprachbund.training.stages import TrainingPlan
 from sprachbund.training.trainer import Log, TrainingResult, train
+from sprachbund.training.zero import gather_partitions, mark_leaf_modules
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ def train_together(
     training = _describe(model, blocks, plan, groups=groups, folder=folder, description=description)
     team.call(training)
     parallel.agree(None)
-    twin = _freeze(skeleton(model.config), training.frozen) if plan.sharded else model.to(device())
-    whole = model.to("cpu") if plan.sharded else None
+    whole = model.to("cpu") if in_parts(plan) else None
+    twin = model.to(device()) if whole is None else _freeze(_twin(model.config, plan), training.frozen)
     return _train(twin, whole, blocks, plan, groups=groups, folder=folder, log=log, description=description)
 
 
@@ -98,15 +99,28 @@ def _no_log(event: str, **values: Any) -> None:
 
 
 def _train(twin: Any, whole: Any, blocks: Any, plan: TrainingPlan, **details: Any) -> TrainingResult:
-    """Train a rank's twin of the model; sharded, it has no weights yet, and rank 0 has the model `whole`."""
-    if not plan.sharded:
-        fill_from_leader(twin)
-        return train(twin, blocks, plan, **details)
-    twin = into_shards(twin)
+    """Train a rank's twin of the model; where no rank holds all of it, rank 0 has the model `whole` beside it."""
+    if plan.sharded:
+        twin = into_shards(twin)
     fill_from_leader(twin, whole)
-    result = train(twin, blocks, plan, sharded=True, whole=whole, **details)
-    gather_to_leader(twin, whole)
+    if parallel.uses_deepspeed():
+        mark_leaf_modules(twin)
+    result = train(twin, blocks, plan, sharded=plan.sharded, whole=whole, **details)
+    if plan.sharded:
+        gather_to_leader(twin, whole)
+    elif parallel.uses_deepspeed():
+        gather_partitions(twin, whole)
     return result
+
+
+def in_parts(plan: TrainingPlan) -> bool:
+    """Does no process hold all of the model while it trains?"""
+    return plan.sharded or parallel.uses_deepspeed()
+
+
+def _twin(config: Any, plan: TrainingPlan) -> Any:
+    """Return the model of a configuration, its weights to be filled in: on the meta device where it will be sharded."""
+    return skeleton(config) if plan.sharded else AutoModelForCausalLM.from_config(config).to(device())
 
 
 def _describe(
@@ -169,7 +183,7 @@ def _model(training: Training) -> Any:
     values = dict(training.config)
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     config._attn_implementation, config._experts_implementation = training.implementations
-    model = skeleton(config) if training.plan.sharded else AutoModelForCausalLM.from_config(config).to(device())
+    model = _twin(config, training.plan)
     if _shapes(model) != training.tensors:
         raise InputError(
             f"rank {parallel.rank()} on {socket.gethostname()} builds another model than rank 0; give all machines the "

@@ -322,7 +322,7 @@ def train(
     tokens_per_step = plan.batch_size * blocks.block_size
     with (
         track(description, plan.num_steps, start=done) if leads else silent() as advance,
-        parallel.alone(),
+        parallel.undisturbed(),
         without_warnings(),
     ):
         callback = _Callback(advance, tokens_per_step)
