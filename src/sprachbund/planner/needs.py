@@ -42,7 +42,8 @@ class Need:
 
     `shared`, of the fixed bytes, are the GPU's share of what all of them hold together, 0 where each holds a whole
     model. `step_tokens` are a GPU's tokens of one step, `micro_tokens` what the recipe gives it at once (None: nothing
-    to choose), both multiples of `block_size`. `parallel` GPUs work at the same time, on average; `flops` counts recomputation.
+    to choose), both multiples of `block_size`. `parallel` GPUs work at the same time, on average; `flops` counts
+    recomputation.
     """
 
     name: str

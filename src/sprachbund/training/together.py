@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.distributed import DistError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sprachbund import parallel
@@ -54,7 +55,8 @@ def train_together(
 ) -> TrainingResult:
     """Train a model in place as `train` does, on all processes of the run where there are several.
 
-    Raises InputError, beside what `train` raises, where a process cannot read the token streams or build the model.
+    Raises InputError, beside what `train` raises, where a process cannot read the token streams or build the model, and
+    SprachbundError where one has ended.
     """
     team = parallel.team()
     if team is None:
@@ -69,7 +71,15 @@ def train_together(
     parallel.agree(None)
     whole = model.to("cpu") if in_parts(plan) else None
     twin = model.to(device()) if whole is None else _freeze(_twin(model.config, plan), training.frozen)
-    return _train(twin, whole, blocks, plan, groups=groups, folder=folder, log=log, description=description)
+    try:
+        return _train(twin, whole, blocks, plan, groups=groups, folder=folder, log=log, description=description)
+    except RuntimeError as error:
+        if isinstance(error, DistError) or "by peer" in str(error):
+            raise SprachbundError(
+                "another process of the run has ended, and says why or was killed; the same command continues from the "
+                "last checkpoint"
+            ) from error
+        raise
 
 
 def follow(training: Training) -> None:
