@@ -1,6 +1,6 @@
 """Trainings to do on one process and on several, and a script that does them on several as a run does.
 
-`python -m torch.distributed.run --nproc-per-node 2 rank_cases.py FOLDER` leaves FOLDER/<case>.safetensors, the trained
+`python -m torch.distributed.run --nproc-per-node 2 rank_cases.py FOLDER [more]` leaves FOLDER/<case>.safetensors, the trained
 model, and FOLDER/<case>.json, what was logged, for every case; checkpoints are those of FOLDER/<case>.
 """
 
@@ -48,7 +48,14 @@ CASES = {
     "no router loss": Case({"kind": "shared"}, (StagePlan(2, "group"), StagePlan(STEPS, "group", router_loss=1.0))),
     "dense": Case(None, (StagePlan(STEPS, None),), micro_batch_size=2),
 }
-SHARDED = ("default", "paper", "native", "no router loss", "resumed")
+MORE = {
+    "hierarchy": Case({"kind": "hierarchy", "width": 8, "language_width": 4, "rows": "all"}, CHOSEN),
+    "adapter": Case({"kind": "adapter", "rows": "group"}, (StagePlan(STEPS, "prefix", router_loss=1.0),)),
+    "low rank": Case({"kind": "shared", "rank": 3}, (StagePlan(STEPS, "alternate"),), micro_batch_size=1),
+    "shared experts": Case({"kind": "shared", "expert_of_group": [[0, 1, 1], [0, 0, 0]]}, CHOSEN),
+    "prefix": Case({"kind": "copy", "router_gradient": "through"}, (StagePlan(STEPS, "prefix"),)),
+}
+SHARDED = (*MORE, "default", "paper", "native", "no router loss", "resumed")
 
 
 def corpora(folder: Path) -> list[Packed]:
@@ -130,13 +137,14 @@ def train_case(
     return model, events
 
 
-def lead(folder: Path) -> int:
-    """Do every case, in copies of the model and in shards, and one training that diverges on rank 0 alone.
+def lead(folder: Path, cases: dict[str, Case]) -> int:
+    """Do these cases, in copies of the model and in shards, and one training that diverges on rank 0 alone.
 
     Where FOLDER/resumed holds a checkpoint of the default case, it is gone on with as well.
     """
     streams = corpora(folder / "streams")
-    cases = {**CASES, "resumed": replace(CASES["default"], seed=99)}  # other weights: the checkpoint's count
+    if (folder / "resumed").exists():
+        cases = {**cases, "resumed": replace(CASES["default"], seed=99)}  # other weights: the checkpoint's count
     for name, case in cases.items():
         for sharded in (False, True) if name in SHARDED else (False,):
             plan = plan_of(case, sharded=sharded).on_ranks(parallel.world_size())
@@ -154,4 +162,5 @@ def lead(folder: Path) -> int:
 
 if __name__ == "__main__":
     place = Path(sys.argv[1])
-    sys.exit(parallel.lead_or_follow(lambda: lead(place), follow))
+    wanted = MORE if sys.argv[2:] == ["more"] else CASES
+    sys.exit(parallel.lead_or_follow(lambda: lead(place, wanted), follow))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from rank_cases import BLOCK, CASES, GROUPS, SHARDED, STEPS, blocks_of, corpora, plan_of, train_case
+from rank_cases import BLOCK, CASES, GROUPS, MORE, SHARDED, STEPS, blocks_of, corpora, plan_of, train_case
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -72,7 +72,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory, streams: list[Packed]) -> Ca
 
     def of(name: str) -> Trained:
         if name not in found:
-            model, events = train_case(CASES[name], streams, folder / name, plan_of(CASES[name]))
+            case = (CASES | MORE)[name]
+            model, events = train_case(case, streams, folder / name, plan_of(case))
             found[name] = (model.state_dict(), events, folder / name)
         return found[name]
 
@@ -97,6 +98,25 @@ def test_two_processes_train_what_one_does_with_twice_the_accumulation(
     weights, events, _ = alone(label.removesuffix(" sharded"))
     assert_alike(events, json.loads((pair / f"{label}.json").read_text()))
     assert_close(load_file(pair / f"{label}.safetensors"), weights)
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of further cases on two processes."""
+    folder = tmp_path_factory.mktemp("more")
+    said = launch(Path(__file__).with_name("rank_cases.py"), folder, "more")
+    assert said.returncode == 0, said.stderr
+    return folder
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("label", [*MORE, *(f"{name} sharded" for name in MORE)])
+def test_every_kind_of_expert_trains_on_two_processes_as_on_one(
+    label: str, more: Path, alone: Callable[[str], Trained]
+) -> None:
+    weights, events, _ = alone(label.removesuffix(" sharded"))
+    assert_alike(events, json.loads((more / f"{label}.json").read_text()))
+    assert_close(load_file(more / f"{label}.safetensors"), weights)
 
 
 @pytest.mark.parametrize("label", RESUMED)
