@@ -1,7 +1,7 @@
 """Trainings to do on one process and on several, and a script that does them on several as a run does.
 
-`python -m torch.distributed.run --nproc-per-node 2 rank_cases.py FOLDER [more]` leaves FOLDER/<case>.safetensors, the trained
-model, and FOLDER/<case>.json, what was logged, for every case; checkpoints are those of FOLDER/<case>.
+`python -m torch.distributed.run --nproc-per-node 2 rank_cases.py FOLDER [more]` leaves FOLDER/<case>.safetensors, the
+trained model, and FOLDER/<case>.json, what was logged, for every case; checkpoints are those of FOLDER/<case>.
 """
 
 import json
@@ -52,7 +52,7 @@ MORE = {
     "hierarchy": Case({"kind": "hierarchy", "width": 8, "language_width": 4, "rows": "all"}, CHOSEN),
     "adapter": Case({"kind": "adapter", "rows": "group"}, (StagePlan(STEPS, "prefix", router_loss=1.0),)),
     "low rank": Case({"kind": "shared", "rank": 3}, (StagePlan(STEPS, "alternate"),), micro_batch_size=1),
-    "shared experts": Case({"kind": "shared", "expert_of_group": [[0, 1, 1], [0, 0, 0]]}, CHOSEN),
+    "shared experts": Case({"kind": "shared", "expert_of_group": {0: [0, 1, 1], 1: [0, 0, 1]}}, CHOSEN),
     "prefix": Case({"kind": "copy", "router_gradient": "through"}, (StagePlan(STEPS, "prefix"),)),
 }
 SHARDED = (*MORE, "default", "paper", "native", "no router loss", "resumed")
