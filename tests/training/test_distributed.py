@@ -255,8 +255,22 @@ def test_signs_of_other_processes_do_not_disturb_one(
     assert not parallel.launched()
 
 
+def test_of_what_accelerate_passes_on_only_the_wish_for_shards_counts(
+    monkeypatch: pytest.MonkeyPatch, streams: list[Packed], tmp_path: Path
+) -> None:
+    plan = plan_of(CASES["dense"])
+    assert not plan.on_ranks(2).sharded
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert plan.on_ranks(2).sharded
+    assert not plan.on_ranks(1).sharded
+    _, events = train_case(CASES["dense"], streams, tmp_path / "asked", plan)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    assert steps_of(events) == steps_of(train_case(CASES["dense"], streams, tmp_path / "plain", plan)[1])
+
+
 def test_what_trains_in_one_process_says_so(monkeypatch: pytest.MonkeyPatch, cli: Any, tiny: Path) -> None:
-    monkeypatch.setattr(parallel, "world_size", lambda: 2)
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)  # what `refuse_several` asks
     said = cli("compare", tiny)
     assert said.status == 2
     assert said.err == (
