@@ -38,7 +38,7 @@ class Example:
 
 TRAIN = (
     "train: {{tokens: 3_000_000_000, tokens_per_step: {step}, micro_batch_tokens: {micro}, block_size: 2048,\n"
-    "        dtype: bfloat16, gradient_checkpointing: true}}\n"
+    "        dtype: bfloat16, gradient_checkpointing: true, sharding: fsdp}}\n"
 )
 EXAMPLES = (
     Example(

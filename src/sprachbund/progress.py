@@ -52,3 +52,9 @@ def track(description: str, total: int, *, start: int = 0) -> Iterator[Advance]:
             say(f"{description}: {done}/{total}, {now - begun:.0f} s, {left} {note}".rstrip())
 
     yield advance_line
+
+
+@contextmanager
+def silent() -> Iterator[Advance]:
+    """Yield an `advance` that shows nothing: another process shows the progress of all."""
+    yield lambda steps=1, note="": None

@@ -32,7 +32,7 @@ def stage(plan: Plan, name: str) -> Any:
 
 
 def test_a_gpu_holds_its_share_and_the_layers_at_work(tiny: Path) -> None:
-    recipe = recipe_with(tiny, "train.dtype=bfloat16")
+    recipe = recipe_with(tiny, "train.dtype=bfloat16", "train.sharding=fsdp")
     mixture = models_of(recipe).mixture
     size = count_parameters(mixture).total
     one, four = (stage(plan_resources(recipe, Cluster(n, 80)), "train").need for n in (1, 4))
@@ -42,6 +42,7 @@ def test_a_gpu_holds_its_share_and_the_layers_at_work(tiny: Path) -> None:
     assert one.fixed["AdamW states"] == pytest.approx(8 * size, rel=0.01)
     assert one.fixed["weights at work"] == at_work_bytes(mixture, num_gpus=1)
     assert four.fixed["weights at work"] == at_work_bytes(mixture, num_gpus=4) > 0
+    assert one.fixed["gradient buckets"] == four.fixed["gradient buckets"] == 0
     kept = kept_per_token(mixture, arithmetic="autocast", block_size=32)
     assert one.per_token == {"activations": kept.activations(checkpointing=False), "logits": kept.logits}
     assert (one.micro_tokens, four.micro_tokens) == (256, 64)
@@ -112,7 +113,7 @@ def test_the_largest_micro_batch_fits_and_divides_the_step(usable: int) -> None:
         (1, 1.3, "dense", "lower train.micro_batch_tokens to {largest} or less"),
         (1, 2.05, "train", "set train.gradient_checkpointing: true, or lower train.micro_batch_tokens to {largest}"),
         (1, 0.1, "dense", "before a single token, so give more GPUs (about "),
-        (8, 0.12, "train", "layers in full leave no room however many GPUs there are"),
+        (8, 0.12, "train", "each GPU holds a whole model, so set train.sharding: fsdp"),
         (1, 0.15, "probe", "take probe.optimizer: sgd, or group by something that moves no weights"),
         (1, 0.3, "evaluate", "one GPU scores a whole model"),
     ],
@@ -127,6 +128,19 @@ def test_what_does_not_fit_is_one_sentence_that_says_what_to_lower(
     assert sentence.format(largest=found.largest) in found.advice
     assert f"does not fit: {found.advice}" in table(plan)
     assert not plan.fits
+
+
+def test_shards_that_do_not_fit_either_are_told_apart(tiny: Path) -> None:
+    plan = plan_resources(recipe_with(tiny, "train.sharding=fsdp"), Cluster(8, 0.12 / 1000 / 0.9))
+    assert "layers in full leave no room however many GPUs there are" in str(stage(plan, "train").advice)
+
+
+def test_without_shards_every_gpu_holds_the_model_and_its_gradients_twice(tiny: Path) -> None:
+    recipe = recipe_with(tiny)
+    one, four = (stage(plan_resources(recipe, Cluster(n, 80)), "train").need for n in (1, 4))
+    size = count_parameters(models_of(recipe).mixture).total
+    assert four.fixed == {**one.fixed, "gradient buckets": 4 * size}
+    assert (four.micro_tokens, four.num_gpus) == (64, 4)
 
 
 def test_what_is_advised_helps(tiny: Path) -> None:
@@ -187,8 +201,8 @@ def test_a_base_on_disk_is_read_by_its_configuration_alone(tiny: Path, cli: Comm
         "llama", vocab_size=32_000, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32
     )
     config.save_pretrained(tiny.parent / "base")
-    arguments = ("--set", "base={path: base}", "--set", "experts.width=64", "--gpus", 8, "--json")
-    said = cli("plan", tiny, *arguments)
+    arguments = ("--set", "base={path: base}", "--set", "experts.width=64", "--set", "train.sharding=fsdp")
+    said = cli("plan", tiny, *arguments, "--gpus", 8, "--json")
     assert said.status == 0, said.err
     found = json.loads(said.out)
     assert found["stages"]["dense"]["parameters"]["total"] == 6_738_415_616

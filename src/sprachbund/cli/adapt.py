@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sprachbund.cli.options import JsonOption
+from sprachbund.parallel import refuse_several
 from sprachbund.recipe.adapt import Gate, PathChoice
 from sprachbund.recipe.text import BadLinePolicy
 
@@ -76,6 +77,7 @@ def adapt(
     """
     from sprachbund.run.adapt_settings import complete, parse_languages
 
+    refuse_several("adapt")
     settings = complete(
         model,
         parse_languages(language, option="--language", on_bad_line=on_bad_line),

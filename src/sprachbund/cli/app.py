@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -22,6 +22,7 @@ from sprachbund.cli import (
     stages,
 )
 from sprachbund.errors import InputError, SprachbundError
+from sprachbund.parallel import check_devices, launched, lead_or_follow
 from sprachbund.run.trouble import trouble
 
 INTERRUPTED = 130  # how typer exits after Ctrl-C, without a word
@@ -63,20 +64,36 @@ for verb in VERBS:
 
 
 def main() -> NoReturn:
-    """Run the command line: 0 done, 1 the work failed, 2 wrong usage or input."""
+    """Run the command line: 0 done, 1 the work failed, 2 wrong usage or input.
+
+    Of several processes (torchrun, accelerate launch) the first does so, and calls the others to what they do together.
+    """
+    sys.exit(lead_or_follow(_status, _follow) if launched() else _status())
+
+
+def _status() -> int:
+    """Run the command line, say in one sentence what went wrong, and return the exit status."""
     try:
+        check_devices()
         app()
     except SystemExit as stop:
         if stop.code != INTERRUPTED:
-            raise
+            return int(stop.code or 0)
         print("sprachbund: interrupted; the same command continues where it stopped", file=sys.stderr)
-        sys.exit(1)
+        return 1
     except SprachbundError as error:
         print(f"sprachbund: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+        return 2 if isinstance(error, InputError) else 1
     except Exception as error:
         if (refused := trouble(error, None)) is None:
             raise
         print(f"sprachbund: {refused}", file=sys.stderr)
-        sys.exit(2 if isinstance(refused, InputError) else 1)
-    sys.exit(0)
+        return 2 if isinstance(refused, InputError) else 1
+    return 0
+
+
+def _follow(task: Any) -> None:
+    """Do a follower's part of a task."""
+    from sprachbund.training.together import follow
+
+    follow(task)

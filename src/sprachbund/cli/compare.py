@@ -8,6 +8,7 @@ import typer
 
 from sprachbund.cli.options import JsonOption, RecipeArgument, SetOption
 from sprachbund.errors import InputError
+from sprachbund.parallel import refuse_several
 from sprachbund.recipe_file import load_recipe
 
 
@@ -34,6 +35,7 @@ def compare(
 
     Example: `sprachbund compare examples/bible-18.yaml --methods dense,upcycling,default`
     """
+    refuse_several("compare")
     loaded = load_recipe(recipe, overrides=sets or [])
     folder = out or Path("runs") / f"{loaded.name}-compare"
     named = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else None

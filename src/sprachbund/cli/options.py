@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sprachbund.parallel import world_size
 from sprachbund.recipe import Recipe
 from sprachbund.recipe_file import load_recipe
 from sprachbund.run.directory import open_run, read_run
@@ -58,6 +59,10 @@ def opened(recipe: Recipe, folder: Path, *, update: bool) -> Iterator["Pipeline"
         from sprachbund.modeling.base import check_base
 
         check_base(recipe)
+    if world_size() > 1:
+        from sprachbund.training.stages import check_ranks
+
+        check_ranks(recipe, world_size())
     run = open_run(recipe, folder, update=update)
     try:
         from sprachbund.run.pipeline import Pipeline

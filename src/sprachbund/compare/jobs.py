@@ -29,7 +29,7 @@ from sprachbund.run.learning import drop_checkpoints
 
 RESULT = "result.json"
 # What changes no result: where things are written, and how much is on the device at once.
-_UNRELATED = {"checkpoints", "log_every", "trackers", "gradient_checkpointing"}
+_UNRELATED = {"checkpoints", "log_every", "trackers", "gradient_checkpointing", "sharding"}
 
 
 @dataclass(frozen=True)

@@ -110,18 +110,27 @@ class _Ours:
         return True
 
 
+class _Held:
+    """A routing as an argument whose inside is nobody's business."""
+
+    def __init__(self, context: RoutingContext | None) -> None:
+        self.context = context
+
+
 class RoutedLayer:
     """A decoder layer that hands the routing to its mixture.
 
     The routing is put among the arguments in `__call__`: gradient checkpointing keeps a layer's arguments and nothing
-    else for the recomputation, which happens when the forward pass is long over.
+    else for the recomputation, which happens when the forward pass is long over. It is held by a plain object: FSDP2
+    looks for tensors in arguments, and would give the layer a copy of a routing that has some, in which the router
+    logits that the layer collects would be lost.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return super().__call__(*args, routing_context=current_routing(), **kwargs)  # type: ignore[misc]
+        return super().__call__(*args, routing_context=_Held(current_routing()), **kwargs)  # type: ignore[misc]
 
-    def forward(self, *args: Any, routing_context: RoutingContext | None = None, **kwargs: Any) -> Any:
-        with routed(routing_context):
+    def forward(self, *args: Any, routing_context: "_Held | None" = None, **kwargs: Any) -> Any:
+        with routed(None if routing_context is None else routing_context.context):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 

@@ -1,7 +1,8 @@
 """What each stage of a recipe needs of every GPU, and how much there is to compute.
 
-Trainings are assumed under FSDP2 by decoder layer: weights, gradients and AdamW states in equal shares, beside them
-the layers at work in full (`footprint.at_work_bytes`). The probe has one language, and one whole model, on each GPU;
+Under `train.sharding: fsdp` trainings are sharded by decoder layer: weights, gradients and AdamW states in equal
+shares, beside them the layers at work in full (`footprint.at_work_bytes`); otherwise each GPU holds a whole model, and
+several hold the gradients once more, to add them up. The probe has one language, and one whole model, on each GPU;
 evaluation runs on one GPU.
 """
 
@@ -30,7 +31,7 @@ from sprachbund.planner.cluster import Cluster
 from sprachbund.planner.models import Models
 from sprachbund.recipe import Evaluate, Recipe
 from sprachbund.run.probing import MODEL_SOURCES, STATES_AT_ONCE, probe_batch, probe_micro_batch, probed_layers
-from sprachbund.training.stages import TrainingPlan, plan_base, plan_training
+from sprachbund.training.stages import TrainingPlan, micro_batch, plan_base, plan_training
 
 RECOMPUTED = 4 / 3  # forward, forward again, backward (two forwards' worth), against three without checkpointing
 
@@ -39,9 +40,10 @@ RECOMPUTED = 4 / 3  # forward, forward again, backward (two forwards' worth), ag
 class Need:
     """One stage: bytes of a GPU by what they are for, `fixed` ones and those of each token of a micro-batch.
 
-    `shared`, of the fixed bytes, are the GPU's share of what all of them hold together. `step_tokens` are a GPU's
-    tokens of one step, `micro_tokens` what the recipe gives it at once (None: nothing to choose), both multiples of
-    `block_size`. `parallel` GPUs work at the same time, on average; `flops` counts recomputation.
+    `shared`, of the fixed bytes, are the GPU's share of what all of them hold together, 0 where each holds a whole
+    model. `step_tokens` are a GPU's tokens of one step, `micro_tokens` what the recipe gives it at once (None: nothing
+    to choose), both multiples of `block_size`. `parallel` GPUs work at the same time, on average; `flops` counts
+    recomputation.
     """
 
     name: str
@@ -102,18 +104,20 @@ def _training(name: str, model: Any, plan: TrainingPlan, recipe: Recipe, cluster
             f"evenly; give a multiple of {num_gpus * block_size} tokens, or other --gpus"
         )
     share = plan.batch_size // num_gpus
-    micro = next(n for n in range(min(plan.micro_batch_size, share), 0, -1) if share % n == 0)
+    micro = micro_batch(share, plan.micro_batch_size)
     arithmetic: Arithmetic = "autocast" if plan.bfloat16 else "float32"
     chosen = max((_experts_per_token(model, stage.routing) for stage in plan.stages), default=1)
     kept = kept_per_token(model, arithmetic=arithmetic, block_size=block_size, experts_per_token=chosen)
     state, counts = training_state(model), parameters_used(model, routing=plan.stages[-1].routing)
-    sharded = {
-        "weights": state.weights / num_gpus,
-        "gradients": state.gradients / num_gpus,
-        "AdamW states": state.optimizer / num_gpus,
+    parts = num_gpus if plan.sharded else 1
+    held = {
+        "weights": state.weights / parts,
+        "gradients": state.gradients / parts,
+        "AdamW states": state.optimizer / parts,
     }
     alike = {
-        "weights at work": at_work_bytes(model, num_gpus=num_gpus),
+        "weights at work": at_work_bytes(model, num_gpus=parts),
+        "gradient buckets": state.gradients if num_gpus > parts else 0,
         "bfloat16 copies": cast_bytes(model) if plan.bfloat16 else 0,
     }
     again = RECOMPUTED if plan.gradient_checkpointing else 1.0
@@ -122,8 +126,8 @@ def _training(name: str, model: Any, plan: TrainingPlan, recipe: Recipe, cluster
         num_gpus,
         counts.total,
         counts.active,
-        fixed=sharded | alike,
-        shared=sum(sharded.values()),
+        fixed=held | alike,
+        shared=sum(held.values()) if num_gpus == parts else 0,
         per_token=_per_token(kept, checkpointing=plan.gradient_checkpointing),
         step_tokens=share * block_size,
         micro_tokens=micro * block_size,

@@ -91,6 +91,8 @@ def _advice(need: Need, relieved: Need, cluster: Cluster, largest: int | None) -
                 "each GPU holds a whole model, so take probe.optimizer: sgd, or group by something that moves no "
                 "weights (groups.source: representation, lexical, characters or given)"
             )
+        if not need.shared:
+            return size + "each GPU holds a whole model, so set train.sharding: fsdp, or make experts smaller"
         alone = fixed - need.shared
         if alone >= usable:
             return size + (
@@ -98,7 +100,8 @@ def _advice(need: Need, relieved: Need, cluster: Cluster, largest: int | None) -
                 "experts.budget) or leave out keyed rows (experts.rows: null)"
             )
         enough = ceil(need.shared * need.num_gpus / (usable - alone)) + 1
-        return size + f"before a single token, so give more GPUs (about {enough}), or smaller experts"
+        more = f"give more GPUs (about {enough}) under train.sharding: fsdp, or smaller experts"
+        return f"{size}before a single token, so {more}"
     ways = ["set train.gradient_checkpointing: true"] if relieved.total <= usable else []
     if largest is not None:
         ways.append(f"lower train.micro_batch_tokens to {largest} or less")

@@ -96,6 +96,11 @@ class Train(Part):
         "float32", description="arithmetic of training and of the saved model; the weights that train stay float32"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
+    sharding: Literal["none", "fsdp"] = Field(
+        "none",
+        description="several processes (torchrun): none: each holds the whole model; fsdp: each holds a part of its "
+        "weights, gradients and optimizer states (FSDP2)",
+    )
     checkpoints: int = Field(
         4, ge=0, description="checkpoints written for resuming, evenly spaced; the last two are kept; 0: none"
     )

@@ -17,12 +17,14 @@ from sprachbund.modeling.base import device
 from sprachbund.modeling.expand import mixture_config
 from sprachbund.modeling.sizing import widths_within
 from sprachbund.modeling.skeleton import dense_ffn_shape
+from sprachbund.parallel import world_size
 from sprachbund.recipe import Experts
 from sprachbund.run.data import PackedCorpora, batch_schedule
 from sprachbund.run.directory import Run
-from sprachbund.training import TrainingBlocks, TrainingPlan, train
+from sprachbund.training import TrainingBlocks, TrainingPlan
 from sprachbund.training.checkpoints import last_checkpoint, step_of
 from sprachbund.training.stages import plan_training
+from sprachbund.training.together import in_parts, train_together
 from sprachbund.training.trainer import Log
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def run_training(
     log: Log = partial(run.log, stage)
     if grouping is not None:
         log = _log_by_group(log, dict(zip(blocks.tags, groups, strict=True)), grouping.as_dict())
-    result = train(model, blocks, plan, groups=groups, folder=folder, log=log, description=stage)
+    result = train_together(model, blocks, plan, groups=groups, folder=folder, log=log, description=stage)
     save_model(model, tokenizer, keep, dtype=run.recipe.train.dtype, run=run.folder)
     return {
         "tokens": plan.num_steps * plan.batch_size * blocks.block_size,
@@ -129,7 +131,7 @@ def training_blocks(run: Run, packed: PackedCorpora, grouping: Grouping, plan: T
 def _inputs(run: Run, packed: PackedCorpora, grouping: Grouping) -> list[Any]:
     """Return what both trainings depend on: of the stages only their learning rates."""
     recipe = run.recipe
-    unrelated = {"stages", "checkpoints", "log_every", "trackers", "gradient_checkpointing"}
+    unrelated = {"stages", "checkpoints", "log_every", "trackers", "gradient_checkpointing", "sharding"}
     train_part = recipe.train.model_dump(exclude=unrelated)
     own_rates = recipe.train.cosine == "stage" or any(s.learning_rate for s in recipe.train.stages)
     stages = [[s.share, s.learning_rate] for s in recipe.train.stages] if own_rates else []
@@ -139,10 +141,10 @@ def _inputs(run: Run, packed: PackedCorpora, grouping: Grouping) -> list[Any]:
 
 def train_dense(run: Run, base: Any, packed: PackedCorpora, grouping: Grouping, tokenizer: Any) -> dict[str, Any]:
     """Train the dense control into RUN/dense."""
-    plan = plan_training(run.recipe).dense()
+    plan = plan_training(run.recipe).dense().on_ranks(world_size())
 
     def work() -> Mapping[str, Any]:
-        model = base.load(dtype="float32")
+        model = base.load(dtype="float32", on=_home(run))
         blocks = training_blocks(run, packed, grouping, plan)
         groups = [0] * len(packed.train)
         return run_training(
@@ -192,7 +194,7 @@ def expert_arguments(experts: Experts, dense: Any, groups: Mapping[str, int], la
 
 def expand_base(run: Run, base: Any, packed: PackedCorpora, grouping: Grouping, layers: LayerPlan) -> Any:
     """Return the mixture at step 0: the base's function, in experts."""
-    dense = base.load(dtype="float32")
+    dense = base.load(dtype="float32", on=_home(run))
     assignment = grouping.as_dict()
     groups = {tag: assignment[tag] for tag in packed.train}
     experts, streams = run.recipe.experts, [p.tokens for p in packed.train.values()]
@@ -204,14 +206,19 @@ def expand_base(run: Run, base: Any, packed: PackedCorpora, grouping: Grouping, 
         log_prob=log_prob,
         pairs=pair_table(streams, log_prob, num_pairs=experts.gate_pairs) if experts.gate_pairs else None,
         seed=run.recipe.seed,
-    ).to(device())
+    ).to(_home(run))
+
+
+def _home(run: Run) -> torch.device:
+    """Return where a whole model lies before it trains: beside the GPUs where each of them holds a part."""
+    return torch.device("cpu") if in_parts(plan_training(run.recipe).on_ranks(world_size())) else device()
 
 
 def train_mixture(
     run: Run, base: Any, packed: PackedCorpora, grouping: Grouping, layers: LayerPlan, tokenizer: Any
 ) -> dict[str, Any]:
     """Expand the base and train the mixture into RUN/model."""
-    plan = plan_training(run.recipe)
+    plan = plan_training(run.recipe).on_ranks(world_size())
 
     def work() -> Mapping[str, Any]:
         model = expand_base(run, base, packed, grouping, layers)

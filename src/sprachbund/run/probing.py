@@ -22,6 +22,7 @@ from sprachbund.errors import InputError
 from sprachbund.files import write_bytes, write_text
 from sprachbund.modeling.base import device, load_model, load_tokenizer, read_config, scratch_model, tokenize_with
 from sprachbund.modeling.ffn import family_of
+from sprachbund.parallel import world_size
 from sprachbund.progress import track
 from sprachbund.recipe import Base, Recipe
 from sprachbund.run.data import Corpora, PackedCorpora, batch_schedule
@@ -65,13 +66,13 @@ class DenseBase:
         """Return the number of decoder layers, by the configuration alone."""
         return int(self.config().num_hidden_layers)
 
-    def load(self, *, dtype: str | None = None) -> Any:
-        """Return the model on the device, its weights in the recipe's dtype or another."""
+    def load(self, *, dtype: str | None = None, on: torch.device | None = None) -> Any:
+        """Return the model on the device, or another, its weights in the recipe's dtype or another."""
         model = load_model(
             self.path, revision=self.revision, trust_remote_code=self.trust_remote_code, dtype=dtype or self.dtype
         )
         family_of(model.config.model_type)
-        return model.to(device()).eval()
+        return model.to(on or device()).eval()
 
     def load_tokenizer(self) -> Any:
         """Return the tokenizer beside it."""
@@ -93,7 +94,7 @@ def make_base(run: Run, packed: PackedCorpora, tokenizer: Any) -> DenseBase:
         run.fingerprints["base"] = f"{base.path}@{revision} {dtype} {_weights_state(Path(base.path or ''))}"
         return DenseBase(base.path or "", revision, base.trust_remote_code, dtype)
     scratch, folder = base.scratch, run.path("base")
-    plan = plan_base(scratch, recipe)
+    plan = plan_base(scratch, recipe).on_ranks(world_size())
 
     def work() -> Mapping[str, Any]:
         model = scratch_model(
@@ -178,7 +179,8 @@ class ProbeJob:
 
     def text(self, tag: str) -> LanguageText:
         """Return what is read of one language; sentences are documents, spread evenly, where none are parallel."""
-        sources, sentences, documents = self.recipe.probe_sources(), list[str](), list[str]()
+        sources, sentences = self.recipe.probe_sources(), list[str]()
+        documents: Sequence[str] = ()
         if "characters" in sources:
             documents = self.corpora.documents[tag].train
         if "representation" in sources and self.parallel is not None:

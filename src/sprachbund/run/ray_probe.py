@@ -124,7 +124,8 @@ class _Dispatch:
         text = self._job.text(self._left.popleft())
         assert text.stream.path is not None
         stream = str(text.stream.path.resolve())
-        answer = worker.measure.remote(text.tag, stream, text.stream.name, text.sentences, text.documents)
+        documents = list(text.documents)  # which may lie in a folder of this machine alone
+        answer = worker.measure.remote(text.tag, stream, text.stream.name, text.sentences, documents)
         self._pending[answer] = (worker, text.tag)
 
     def _lost(self, worker: Any, tag: str | None, error: Exception) -> None:

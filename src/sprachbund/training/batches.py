@@ -43,11 +43,35 @@ class TrainingBlocks(Dataset[dict[str, Tensor]]):
             places = np.flatnonzero(self.languages == language)
             self.blocks[places] = block_sequence(corpus.num_blocks(block_size), len(places), seed=seed, tag=tag)
 
+    @classmethod
+    def of_places(
+        cls,
+        corpora: Sequence[Packed],
+        tags: Sequence[str],
+        languages: np.ndarray,
+        blocks: np.ndarray,
+        *,
+        block_size: int,
+    ) -> Self:
+        """Return training sequences that were laid out elsewhere: the `languages` and `blocks` of other ones."""
+        ours = cls(corpora, tags, languages[:0].reshape(0, 1), block_size=block_size, micro_batch_size=1, seed=0)
+        ours.languages, ours.blocks = languages, blocks
+        return ours
+
     def select(self, places: np.ndarray | slice) -> Self:
         """Return these training sequences only, in this order: a part of the steps, or the languages of a group."""
         selected = copy.copy(self)
         selected.languages, selected.blocks = self.languages[places], self.blocks[places]
         return selected
+
+    def of_rank(self, rank: int, num_ranks: int, *, micro_batch_size: int) -> Self:
+        """Return the training sequences of one of several processes: micro-batch i of all goes to rank i % num_ranks.
+
+        Micro-batches of a step stand side by side, so that ranks and accumulation steps together have exactly the
+        sequences that one process would have, and each micro-batch of each rank has every group in the same proportion.
+        """
+        places = np.arange(len(self)).reshape(-1, num_ranks, micro_batch_size)
+        return self.select(places[:, rank].reshape(-1))
 
     def __len__(self) -> int:
         return len(self.languages)

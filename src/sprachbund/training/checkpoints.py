@@ -14,8 +14,8 @@ COMPLETE = "complete"  # written last into a checkpoint, with the checksums: a t
 
 
 def seal(folder: Path) -> None:
-    """Mark a checkpoint as whole: nothing is written into it afterwards, but by other ranks their random states."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.match("rng_state_*.pth")]
+    """Mark a checkpoint as whole: nothing is written into it afterwards."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     sums = {str(path.relative_to(folder)): sha256_of(path) for path in files}
     write_text(folder / COMPLETE, json.dumps({FIELD: sums}, indent=1) + "\n")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from sprachbund.errors import InputError
+from sprachbund.parallel import uses_deepspeed, wants_shards
 from sprachbund.recipe import Recipe, Routing, Scratch, Train
 
 
@@ -40,6 +42,7 @@ class TrainingPlan:
     checkpoints: int = 4
     log_every: int | None = None
     trackers: tuple[str, ...] = ()
+    sharded: bool = False
     run_name: str = ""
     rate_name: str = "train.learning_rate"
     seed: int = 0
@@ -68,11 +71,55 @@ class TrainingPlan:
         )
         return shape * peak / self.learning_rate
 
+    def on_ranks(self, num_ranks: int) -> TrainingPlan:
+        """Return the plan of several processes, of which each takes an equal part of every step: the same result.
+
+        The micro-batch is as large as the plan's, or the largest below that divides a process's part. The model is
+        sharded where the recipe or the launcher asks for it.
+        """
+        sharded = num_ranks > 1 and (self.sharded or wants_shards()) and not uses_deepspeed()
+        return replace(
+            self, sharded=sharded, micro_batch_size=micro_batch(self.batch_size // num_ranks, self.micro_batch_size)
+        )
+
+    def skips_routers(self) -> bool:
+        """Is there a step in which the routers of a mixture get no gradient?"""
+        return any(
+            stage.routing not in (None, "top_k") and not stage.router_loss and not stage.balance_loss
+            for stage in self.stages
+        )
+
     def dense(self) -> TrainingPlan:
         """Return the plan of the dense control: the same steps and rates, no routing."""
         stages = tuple(replace(s, routing=None, router_loss=0.0, balance_loss=0.0) for s in self.stages)
         name = self.run_name.removesuffix("-train")
         return replace(self, stages=stages, router_learning_rate=None, run_name=f"{name}-dense")
+
+
+def micro_batch(share: int, most: int) -> int:
+    """Return the largest micro-batch of at most `most` sequences that divides a process's share of a step."""
+    return next(n for n in range(min(most, share), 0, -1) if share % n == 0)
+
+
+def check_share(batch_size: int, num_ranks: int, *, key: str, block_size: int) -> None:
+    """Raise InputError where processes cannot share the sequences of a step evenly; `key` says how many there are."""
+    if batch_size % num_ranks:
+        allowed = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+        near = [max(n for n in allowed if n < num_ranks), *[n for n in allowed if n > num_ranks][:1]]
+        raise InputError(
+            f"{key}: a step is {batch_size} sequences of {block_size} tokens, which {num_ranks} processes cannot share "
+            f"evenly; give a multiple of {num_ranks * block_size} tokens, or start {' or '.join(map(str, near))} "
+            f"process{'' if near == [1] else 'es'}"
+        )
+
+
+def check_ranks(recipe: Recipe, num_ranks: int) -> None:
+    """Raise InputError for a recipe of which a training's steps cannot be shared evenly by so many processes."""
+    block_size = recipe.train.block_size
+    if recipe.base.scratch is not None:
+        batch_size = plan_base(recipe.base.scratch, recipe).batch_size
+        check_share(batch_size, num_ranks, key="base.scratch.tokens_per_step", block_size=block_size)
+    check_share(recipe.train.batch_size, num_ranks, key="train.tokens_per_step", block_size=block_size)
 
 
 def plan_training(recipe: Recipe) -> TrainingPlan:
@@ -100,6 +147,7 @@ def plan_training(recipe: Recipe) -> TrainingPlan:
         checkpoints=train.checkpoints,
         log_every=train.log_every,
         trackers=tuple(train.trackers),
+        sharded=train.sharding == "fsdp",
         run_name=f"{recipe.name}-train",
         seed=recipe.seed,
     )
@@ -113,7 +161,7 @@ def plan_base(scratch: Scratch, recipe: Recipe) -> TrainingPlan:
     return TrainingPlan(
         num_steps=num_steps,
         batch_size=batch,
-        micro_batch_size=next(n for n in range(min(micro, batch), 0, -1) if batch % n == 0),
+        micro_batch_size=micro_batch(batch, micro),
         learning_rate=scratch.learning_rate,
         stages=(StagePlan(num_steps, None),),
         bfloat16=recipe.train.dtype == "bfloat16",
@@ -121,6 +169,7 @@ def plan_base(scratch: Scratch, recipe: Recipe) -> TrainingPlan:
         run_name=f"{recipe.name}-base",
         rate_name="base.scratch.learning_rate",
         trackers=tuple(recipe.train.trackers),
+        sharded=recipe.train.sharding == "fsdp",
         checkpoints=recipe.train.checkpoints,
         seed=recipe.seed,
     )

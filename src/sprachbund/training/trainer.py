@@ -15,20 +15,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
+from sprachbund import parallel
 from sprachbund.errors import DivergedError
 from sprachbund.memory import keep_freed_memory, peak_memory_mb
 from sprachbund.modeling.base import device
 from sprachbund.modeling.language_path import num_group_ids
 from sprachbund.modeling.model import is_dmoe
 from sprachbund.modeling.tables import expert_tables, group_credit
-from sprachbund.progress import Advance, track
+from sprachbund.progress import Advance, silent, track
 from sprachbund.training.batches import TrainingBlocks, collate
 from sprachbund.training.checkpoints import last_checkpoint, seal, step_of
 from sprachbund.training.objectives import balance_loss, router_cross_entropy
-from sprachbund.training.stages import TrainingPlan
+from sprachbund.training.ranks import RankTrainer, without_warnings
+from sprachbund.training.stages import TrainingPlan, check_share
 
 Log = Callable[..., None]
 TOKENS = "tokens.json"  # tokens per language and expert up to a checkpoint
@@ -47,7 +48,7 @@ def _is_keyed(name: str) -> bool:
     return ".experts." in name or ".language_experts." in name or name.endswith(".delta")
 
 
-class GroupTrainer(Trainer):  # type: ignore[misc]
+class GroupTrainer(RankTrainer):
     """Trains a dense model or a mixture by a TrainingPlan; `group_of_language`, (L,), is used by mixtures only."""
 
     def __init__(self, plan: TrainingPlan, group_of_language: Tensor, log: Log, **kwargs: Any) -> None:
@@ -60,14 +61,12 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         self.num_sums = 0
         num_groups = num_group_ids(self.model.config) if is_dmoe(self.model) else 1
         self.tokens_LG = torch.zeros(len(group_of_language), num_groups, dtype=torch.float64)
+        self.own_LG = torch.zeros_like(self.tokens_LG)  # of this rank, since they were last added up
         self.expert_of_group = expert_tables(self.model.config) if is_dmoe(self.model) else None
         self.credits_LEG = [
             torch.stack([group_credit(table_G, group=int(group)) for group in group_of_language])
             for table_G in (() if self.expert_of_group is None else self.expert_of_group)
         ]
-
-    def _get_train_sampler(self, *_: Any) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)  # the order is the data set's own
 
     def create_optimizer(self, *_: Any) -> torch.optim.Optimizer:
         """AdamW; routers have their own learning rate, vectors (norms, biases) no weight decay."""
@@ -122,11 +121,14 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
                 parts["balance_loss"] = balance_loss(outputs.router_logits, top_k=top_k)
                 loss = loss + stage.balance_loss * parts["balance_loss"]
             self._count_tokens(outputs, languages)
-        value = float(loss.detach())
+        means = self.mean_over_ranks(
+            torch.stack([loss.detach().double(), *(p.detach().double() for p in parts.values())])
+        )
+        value, *values = means.tolist()
         self._check_finite("loss", value)
         self.sums["loss"] += value
-        for name, part in parts.items():
-            self.sums[name] += float(part.detach())
+        for name, part in zip(parts, values, strict=True):
+            self.sums[name] += part
         self.num_sums += 1
         return (loss, outputs) if return_outputs else loss
 
@@ -151,7 +153,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         The experts of a layer are the groups, or count for the groups that share them (`group_credit`).
         """
         if outputs.group_ids is not None:
-            self.tokens_LG += self._counts(languages, outputs.group_ids.unsqueeze(-1), self.tokens_LG.shape[1])
+            self.own_LG += self._counts(languages, outputs.group_ids.unsqueeze(-1), self.tokens_LG.shape[1])
             return
         for layer, logits_BTE in enumerate(outputs.router_logits):
             num_experts = logits_BTE.shape[-1]
@@ -159,7 +161,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
             counts = self._counts(languages, logits_BTE.topk(top_k, dim=-1).indices, num_experts)
             if self.credits_LEG:
                 counts = torch.einsum("le,leg->lg", counts, self.credits_LEG[layer])
-            self.tokens_LG += counts * (1.0 / (len(outputs.router_logits) * top_k))
+            self.own_LG += counts * (1.0 / (len(outputs.router_logits) * top_k))
 
     def _counts(self, languages: Tensor, chosen_BTK: Tensor, how_many: int) -> Tensor:
         """Count, (L, how_many) float64, how often the tokens of each language chose each number."""
@@ -167,6 +169,12 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         cells = (languages.view(-1, 1, 1) * how_many + chosen_BTK).flatten()
         counts = torch.bincount(cells, minlength=num_languages * how_many)
         return counts.view(num_languages, how_many).double().cpu()
+
+    def add_up_tokens(self) -> Tensor:
+        """Return how many tokens of each language went to each group, (L, G), on all ranks together."""
+        self.tokens_LG += parallel.add_up(self.own_LG)
+        self.own_LG.zero_()
+        return self.tokens_LG
 
     def take_means(self) -> dict[str, float]:
         """Return the mean of every loss part since the last call."""
@@ -197,9 +205,9 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         super().log(logs, *args, **kwargs)
 
     def _write_tokens(self) -> None:
-        tags = self.train_dataset.tags
-        tokens = {tag: [round(n) for n in row] for tag, row in zip(tags, self.tokens_LG.tolist(), strict=True)}
-        dead = [g for g, total in enumerate(self.tokens_LG.sum(0).tolist()) if not total]
+        tags, tokens_LG = self.train_dataset.tags, self.add_up_tokens()
+        tokens = {tag: [round(n) for n in row] for tag, row in zip(tags, tokens_LG.tolist(), strict=True)}
+        dead = [g for g, total in enumerate(tokens_LG.sum(0).tolist()) if not total]
         self.write_event("tokens", step=self.state.global_step, tokens=tokens, dead_experts=dead)
 
 
@@ -224,8 +232,10 @@ class _Callback(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (folder / TOKENS).write_text(json.dumps(self.trainer.tokens_LG.tolist()))
-        seal(folder)
+        tokens_LG = self.trainer.add_up_tokens()  # which waits for all ranks to have written their part
+        if state.is_world_process_zero:
+            (folder / TOKENS).write_text(json.dumps(tokens_LG.tolist()))
+            seal(folder)
 
     def tokens_per_second(self) -> float:
         """Return the speed since the last call."""
@@ -241,13 +251,17 @@ def recompute_activations(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
+def _no_log(event: str, **values: Any) -> None:
+    """Record nothing: the log of all ranks but the first."""
+
+
 def _arguments(plan: TrainingPlan, folder: Path, description: str) -> TrainingArguments:
     """Return a plan in the Trainer's words."""
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=plan.num_steps,
         per_device_train_batch_size=plan.micro_batch_size,
-        gradient_accumulation_steps=plan.batch_size // plan.micro_batch_size,
+        gradient_accumulation_steps=plan.batch_size // (plan.micro_batch_size * parallel.world_size()),
         learning_rate=plan.learning_rate,
         max_grad_norm=plan.max_grad_norm,
         use_cpu=device().type == "cpu",  # bf16 is refused there unless it is asked for by name
@@ -262,6 +276,8 @@ def _arguments(plan: TrainingPlan, folder: Path, description: str) -> TrainingAr
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=plan.skips_routers(),
+        ddp_broadcast_buffers=False,  # they do not train
         seed=plan.seed,
     )
     # A process trains on one device; with several in sight the Trainer would spread a batch over them (DataParallel).
@@ -279,13 +295,19 @@ def train(
     folder: Path,
     log: Log,
     description: str,
+    sharded: bool = False,
+    whole: Any = None,
 ) -> TrainingResult:
     """Train a model in place by a plan; resumes from the last complete checkpoint in `folder`.
 
     `groups`, (L,), is the group of each language of `blocks`; `log(event, **values)` receives what is to be recorded.
-    Raises DivergedError when the loss or the gradient is not finite (before the update).
+    Where several processes have joined (`torch.distributed`), all call this alike, each with the model of rank 0, or a
+    `sharded` twin of it, which rank 0 has `whole` too; only rank 0 logs and writes. Raises DivergedError when the loss
+    or the gradient is not finite (before the update, on all ranks), InputError where ranks cannot share a step evenly.
     """
-    resume = last_checkpoint(folder)
+    check_share(plan.batch_size, parallel.world_size(), key="a training", block_size=blocks.block_size)
+    leads = parallel.rank() == 0
+    resume = parallel.share(last_checkpoint(folder) if leads else None)
     done = step_of(resume) if resume else 0
     if "tensorboard" in plan.trackers:  # its own default is the checkpoints' folder, which does not stay
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parents[1] / "tensorboard" / description)
@@ -295,12 +317,18 @@ def train(
         recompute_activations(model)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     tokens_per_step = plan.batch_size * blocks.block_size
-    with track(description, plan.num_steps, start=done) as advance:
+    with (
+        track(description, plan.num_steps, start=done) if leads else silent() as advance,
+        parallel.undisturbed(),
+        without_warnings(),
+    ):
         callback = _Callback(advance, tokens_per_step)
         trainer = GroupTrainer(
             plan,
             torch.tensor(list(groups)),
-            log,
+            log if leads else _no_log,
+            sharded=sharded,
+            whole=whole,
             model=model,
             args=_arguments(plan, folder, description),
             train_dataset=blocks,
