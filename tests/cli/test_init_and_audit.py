@@ -50,7 +50,7 @@ def test_init_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.M
     def refuse(path: Path, *_: object, **__: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
     said = cli("init", tmp_path / "mine.yaml")
     assert said.status == 2
     assert said.err.startswith(f"sprachbund: {tmp_path}/.mine.yaml.")

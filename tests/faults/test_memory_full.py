@@ -98,7 +98,7 @@ def test_a_model_that_does_not_fit_is_not_called_unreadable(monkeypatch: pytest.
 def test_a_process_that_may_have_no_more_memory(commands: Commands, tiny: Path) -> None:
     said = commands(
         *("run", tiny, "--out", tiny.parent / "run", "--set", "base.scratch.ffn_size=8388608"),
-        limits={"RLIMIT_AS": commands.address_space() + (1 << 29)},
+        limits={"RLIMIT_AS": commands.address_space() + (3 << 30)},
     )
     assert said.status == 1
     assert "Traceback" not in said.said

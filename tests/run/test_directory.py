@@ -327,7 +327,7 @@ def refuse(number: int) -> Callable[..., Any]:
 
 def test_no_space_for_a_result(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     write_text(run.path("out.txt"), "old\n")
-    monkeypatch.setattr(Path, "write_text", refuse(errno.ENOSPC))
+    monkeypatch.setattr(Path, "write_bytes", refuse(errno.ENOSPC))
     with pytest.raises(SprachbundError) as error:
         run.stage("count", 1, ["out.txt"], Work(run))
     monkeypatch.undo()

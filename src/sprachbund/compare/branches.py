@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -52,6 +52,12 @@ class StepBatches(TrainingBlocks):
         start = self.ends_P[index - 1] if index else 0
         items = [self.whole[place] for place in range(start, self.ends_P[index])]
         return {key: torch.stack([item[key] for item in items]) for key in items[0]}
+
+    def of_rank(self, rank: int, num_ranks: int, *, micro_batch_size: int) -> Self:
+        """Return all micro-batches: a comparison trains in one process. Raises ValueError for several."""
+        if num_ranks != 1:
+            raise ValueError(f"{num_ranks} processes cannot share steps of different sizes")
+        return self
 
     def plan(self, plan: TrainingPlan) -> TrainingPlan:
         """Return a plan with these steps instead of its own."""
