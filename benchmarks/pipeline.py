@@ -40,7 +40,7 @@ from sprachbund.training.stages import StagePlan, plan_training
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples/bible-18.yaml"
-STEPS, ROUNDS, HELPS, NUM_GROUPS, SCORED = 10, 5, 5, 6, 16_384
+STEPS, ROUNDS, HELPS, NUM_GROUPS, SCORED = 10, 3, 5, 6, 16_384
 
 
 @dataclass
