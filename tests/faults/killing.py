@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-CLOCKS = ("seconds", "tokens_per_second", "peak_memory_mb")
+CLOCKS = ("seconds", "cpu_seconds", "tokens_per_second", "peak_memory_mb")
 EXACT = ("*.csv", "tokenizer.json", "config.json", "layers.svg")
 RESULTS = ("metrics", "adapt", "compare", "groups", "grouping", "regroup", "compress", "export")
 LOSSES = ("stage", "step", "loss", "learning_rate", "grad_norm", "language_model_loss", "router_loss")
