@@ -26,10 +26,10 @@ def return_freed_memory() -> None:
 
 @cache
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees, for training on a CPU; False where the system has no such switch.
+    """Let this process keep the memory that it frees, for work on a CPU; False where the system has no such switch.
 
     Every step asks for the same large tensors again. glibc gives each back to the system when it is freed and gets it
-    anew, page by page and zeroed; kept, steps are shorter, by up to a fifth for small models
+    anew, page by page and zeroed; kept, steps of training and of scoring are shorter, by a fifth for small models
     (benchmarks/allocator.py).
     """
     try:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sprachbund.modeling import keyed_product
 from sprachbund.modeling.keyed_product import keyed_linear
 
 COUNTS, TABLES = [3, 0, 4, 2, 5], [1, 0, 1, None, 2]  # an empty run, a table with two runs, a run without one
@@ -38,6 +39,22 @@ def gradients(logits: Tensor, inputs: Sequence[Tensor | None]) -> list[Tensor]:
 def test_it_is_the_sum_of_two_products_forward_and_backward(bias: bool) -> None:
     inputs = parts(bias=bias)
     ours, theirs = keyed_linear(*inputs, COUNTS, TABLES), by_two_products(*inputs)
+    torch.testing.assert_close(ours, theirs)
+    for mine, other in zip(gradients(ours, inputs), gradients(theirs, inputs), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("piece", [2, 256])
+def test_runs_that_do_not_lie_together_are_as_if_they_did(
+    bias: bool, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keyed_product, "_PIECE", piece)
+    order = torch.randperm(sum(COUNTS), generator=torch.Generator().manual_seed(1))
+    inputs = parts(bias=bias)
+    ours = keyed_linear(*inputs, COUNTS, TABLES, order)
+    assert inputs[0] is not None
+    theirs = by_two_products(inputs[0][order], *inputs[1:])[order.argsort()]
     torch.testing.assert_close(ours, theirs)
     for mine, other in zip(gradients(ours, inputs), gradients(theirs, inputs), strict=True):
         torch.testing.assert_close(mine, other)

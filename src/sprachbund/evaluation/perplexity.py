@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sprachbund.errors import DivergedError
+from sprachbund.memory import keep_freed_memory
 from sprachbund.modeling.language_path import num_group_ids
 from sprachbund.modeling.likelihood import token_nats
 from sprachbund.modeling.tables import expert_tables, group_credit
@@ -139,6 +140,8 @@ def score_language(
         raise ValueError(f"burn_in = {burn_in} must be at least 1")
     if len(text.tokens) < burn_in + 2:
         raise ValueError(f"{len(text.tokens)} tokens are too few for a burn-in of {burn_in}")
+    if model.device.type == "cpu":
+        keep_freed_memory()
     scores = LanguageScores()
     inputs, targets = torch.from_numpy(text.tokens[:-1]), torch.from_numpy(text.tokens[1:])
     size = max(min(batch_tokens, LOGITS_AT_ONCE // model.config.vocab_size) // window, 1)

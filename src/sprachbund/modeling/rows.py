@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from sprachbund.errors import InputError
 from sprachbund.modeling.keyed_product import keyed_linear
-from sprachbund.modeling.products import gather_rows
 from sprachbund.modeling.routing import current_routing, merge_runs
 
 
@@ -59,9 +58,10 @@ class KeyedHead(nn.Module):
         plan, num_groups = routing.row_plan, len(self.row_of_group)
         counts, tables = merge_runs(plan.counts[:num_groups], self.row_of_group)
         beyond = sum(plan.counts[num_groups:])  # positions without a table come last
-        rows_ND = gather_rows(hidden_states.reshape(-1, hidden_states.shape[-1]), plan.order, plan.inverse)
-        logits_NV = keyed_linear(rows_ND, self.weight, self.bias, self.delta, [*counts, beyond], [*tables, None])
-        return gather_rows(logits_NV, plan.inverse, plan.order).view(*hidden_states.shape[:-1], -1)
+        rows_ND = hidden_states.reshape(-1, hidden_states.shape[-1])
+        runs = ([*counts, beyond], [*tables, None])
+        logits_NV = keyed_linear(rows_ND, self.weight, self.bias, self.delta, *runs, plan.order)
+        return logits_NV.view(*hidden_states.shape[:-1], -1)
 
     def _of_last(self, hidden_BtD: Tensor, table_ids_BT: Tensor) -> Tensor:
         """Return what the tables add to the last t positions, one sequence after the other (generation)."""

@@ -20,6 +20,7 @@ from sprachbund.corpora.packing import Packed, block_sequence
 from sprachbund.corpora.sentences import evenly_spaced, read_parallel
 from sprachbund.errors import InputError
 from sprachbund.files import write_bytes, write_text
+from sprachbund.memory import keep_freed_memory
 from sprachbund.modeling.base import device, load_model, load_tokenizer, read_config, scratch_model, tokenize_with
 from sprachbund.modeling.ffn import family_of
 from sprachbund.parallel import world_size
@@ -273,6 +274,8 @@ class Measure:
             return
         settings = recipe.probe
         self.model = base.load()
+        if self.model.device.type == "cpu":
+            keep_freed_memory()
         if "deviation" in self.sources:
             self.start = _set_aside(self.model)
         self.ffn = family_of(self.model.config.model_type).ffn
