@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PARALLEL := -n auto --dist loadfile
 
-.PHONY: demo test test-all check bench-quality bench-survey bench-adapt clean
+.PHONY: demo test test-all check bench-quality bench-curse bench-survey bench-adapt clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,7 +31,11 @@ bench-quality: $(VENV)/installed  ## the methods side by side; stop it at any ti
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/quality_tables.py
 
-bench-survey: bench-quality  ## what else was tried with the 18 languages, one seed each
+bench-curse: $(VENV)/installed  ## what more languages cost, dense and with experts
+	$(BIN)/python benchmarks/quality.py curse
+	$(BIN)/python benchmarks/quality_tables.py
+
+bench-survey: $(VENV)/installed  ## what else was tried with the 18 languages, one seed each
 	$(BIN)/python benchmarks/quality.py survey
 	$(BIN)/python benchmarks/quality_tables.py
 

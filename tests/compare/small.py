@@ -81,7 +81,7 @@ def make_job(recipe: Path, folder: Path, *, overrides: tuple[str, ...] = (), **m
 def train_job(system: System, job: Job) -> dict[str, Any]:
     """Train a job as the comparison does: as the stage `train` of its run."""
     job.run.fingerprints["base"] = "the base"
-    return job.run.stage("train", ["inputs"], [], lambda: system.train(job))
+    return job.run.stage("train", ["inputs"], system.outputs(job), lambda: system.train(job))
 
 
 def text_of(job: Job, tag: str) -> perplexity.TestText:

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -6,8 +7,10 @@ import pytest
 import torch
 from small import GROUPING, make_job, train_job
 
+from sprachbund.checksums import DamagedError
 from sprachbund.compare.branches import StepBatches, train_branches
 from sprachbund.compare.ensemble import EnsembleSystem
+from sprachbund.compare.systems import DenseSystem
 from sprachbund.corpora.packing import Packed
 from sprachbund.errors import InputError
 from sprachbund.training import TrainingBlocks
@@ -89,6 +92,23 @@ def test_a_killed_job_trains_only_what_is_missing(shared_tiny: Path, tmp_path: P
     assert after[1][0] > before[1][0]
     assert after[1][1] == before[1][1]
     assert not list(job.run.path("checkpoints").glob("*"))
+
+
+@pytest.mark.parametrize(("system", "name"), [(EnsembleSystem(), "branch-1"), (DenseSystem(), "model")])
+def test_changed_bytes_of_a_trained_model_are_named_and_it_is_trained_again_once_removed(
+    system: Any, name: str, shared_tiny: Path, tmp_path: Path
+) -> None:
+    job = make_job(shared_tiny, tmp_path / "jobs/method/job")
+    file = job.run.path(f"{name}/model.safetensors")
+    train_job(system, job)
+    sound = file.read_bytes()
+    file.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    with pytest.raises(DamagedError, match=rf"{name}/model\.safetensors has other bytes.* remove \S+/{name} and give"):
+        system.scorer(job)
+    shutil.rmtree(file.parent)
+    train_job(system, job)
+    assert file.read_bytes() == sound
+    system.scorer(job)
 
 
 def test_a_group_without_a_sequence_is_told(shared_tiny: Path, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,11 +31,16 @@ LABELS = [*CASES, *(f"{name} sharded" for name in SHARDED if name in CASES)]
 Trained = tuple[dict[str, Tensor], list[dict[str, Any]], Path]
 
 
-def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a script, or `-m` and a module, on two processes."""
+def launched(*arguments: object) -> list[str]:
+    """Return the command that runs a script, or `-m` and a module, on two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return [*command, *map(str, arguments)]
+
+
+def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run it to its end."""
     settings = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, env=settings, check=False)
+    return subprocess.run(launched(*arguments), capture_output=True, text=True, env=settings, check=False)
 
 
 def steps_of(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -162,6 +169,50 @@ def test_a_users_error_is_said_once_and_ends_every_process(tiny: Path, tmp_path:
     }
     assert len(spoken) == 2
     assert not (tmp_path / "run").exists()
+
+
+def train_steps(run: Path) -> dict[int, str]:
+    """Return the steps of the mixture's training that were logged, and when."""
+    path = run / "events.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {event["step"]: event["time"] for event in events if (event["stage"], event["event"]) == ("train", "step")}
+
+
+@pytest.mark.long
+def test_a_process_that_is_killed_ends_the_others_and_the_same_command_continues(tiny: Path, tmp_path: Path) -> None:
+    logs, run = tmp_path / "logs", tmp_path / "run"
+    command = [
+        "-m",
+        "sprachbund",
+        "run",
+        tiny,
+        "--out",
+        run,
+        "--set",
+        "train.tokens=102400",
+        "--set",
+        "train.log_every=1",
+    ]
+    launcher = subprocess.Popen(
+        launched("--log-dir", logs, "--redirects", "3", *command), env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    while len(train_steps(run)) < 150:  # of 400: after the first of four checkpoints
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    children = map(int, subprocess.check_output(["pgrep", "-P", str(launcher.pid)], text=True).split())
+    (follower,) = (pid for pid in children if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+    os.kill(follower, signal.SIGKILL)
+    assert launcher.wait() == 1
+    (said,) = logs.rglob("0/stderr.log")
+    assert "Traceback" not in said.read_text()
+    before = train_steps(run)
+    again = launch(*command)
+    assert again.returncode == 0, again.stderr
+    steps = train_steps(run)
+    assert list(steps) == list(range(1, 401))
+    assert steps[50] == before[50]  # gone on with, not begun anew
+    assert steps[399] > max(before.values())
+    assert (run / "metrics.json").exists()
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])

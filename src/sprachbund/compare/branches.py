@@ -9,21 +9,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from hashlib import blake2b
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sprachbund.compare.systems import load_trained
 from sprachbund.errors import InputError
-from sprachbund.modeling.base import device, load_model
 from sprachbund.run.learning import drop_checkpoints, run_training
 from sprachbund.training import TrainingBlocks, TrainingPlan
 
 if TYPE_CHECKING:
     from sprachbund.compare.systems import Job
-    from sprachbund.run.directory import Run
 
 
 class StepBatches(TrainingBlocks):
@@ -69,9 +67,9 @@ def digest_of(blocks: TrainingBlocks) -> str:
     return blake2b(blocks.languages.tobytes() + blocks.blocks.tobytes(), digest_size=12).hexdigest()
 
 
-def branch_folder(run: Run, group: int) -> Path:
-    """Return where the model of a group is kept."""
-    return run.path(f"branch-{group}")
+def branch_names(job: Job) -> list[str]:
+    """Return where the models of the groups are kept, in the order of the groups' numbers; each is a stage, too."""
+    return [f"branch-{number}" for number in range(len(job.grouping.groups))]
 
 
 def train_branches(job: Job, blocks: TrainingBlocks, plan: TrainingPlan) -> dict[str, Any]:
@@ -103,7 +101,8 @@ def seconds_of(tokens: int, facts: Mapping[str, Any]) -> float:
 
 def _train_branch(job: Job, blocks: TrainingBlocks, plan: TrainingPlan, number: int) -> dict[str, Any]:
     """Train the model of one group, once."""
-    run, stage, keep = job.run, f"branch-{number}", branch_folder(job.run, number)
+    run, stage = job.run, branch_names(job)[number]
+    keep = run.path(stage)
     batches = StepBatches(blocks, num_steps=plan.num_steps, micro_batch_size=plan.micro_batch_size)
     own = replace(batches.plan(plan), run_name=f"{plan.run_name}-{stage}")
 
@@ -120,5 +119,4 @@ def _train_branch(job: Job, blocks: TrainingBlocks, plan: TrainingPlan, number: 
 
 def load_branches(job: Job, *, dtype: str) -> list[Any]:
     """Return the models of the groups, in the order of their numbers, on the device."""
-    folders = [branch_folder(job.run, number) for number in range(len(job.grouping.groups))]
-    return [load_model(folder, dtype=dtype).to(device()).eval() for folder in folders]
+    return [load_trained(job, name, dtype=dtype) for name in branch_names(job)]

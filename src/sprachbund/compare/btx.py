@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sprachbund.compare.branches import load_branches, seconds_of, train_branches
 from sprachbund.compare.cost import training_flops
-from sprachbund.compare.systems import ModelScorer, load_trained
+from sprachbund.compare.systems import MODEL, ModelScorer, load_trained
 from sprachbund.errors import InputError
 from sprachbund.modeling import count_log_prob
 from sprachbund.modeling.average import branch_train_mix
@@ -65,11 +65,15 @@ class BtxSystem:
             rest,
             groups=[model.config.groups[tag] for tag in job.packed.train],
             tokenizer=job.tokenizer,
-            keep=job.run.path("model"),
+            keep=job.run.path(MODEL),
         )
         tokens = apart["tokens"] + together["tokens"]
         seconds = sum(seconds_of(facts["tokens"], facts) for facts in (apart, together))
         return {"tokens": tokens, "tokens_per_second": round(tokens / seconds, 1), "flops": flops}
+
+    def outputs(self, job: Job) -> list[str]:
+        """Return where the trained model is."""
+        return [MODEL]
 
     def scorer(self, job: Job) -> ModelScorer:
         """Load the mixture."""

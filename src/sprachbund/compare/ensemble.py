@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sprachbund.compare.branches import load_branches, train_branches
+from sprachbund.compare.branches import branch_names, load_branches, train_branches
 from sprachbund.compare.cost import flops_per_token, training_flops
 from sprachbund.evaluation import LanguageScores, TestText, score_language
 from sprachbund.modeling import ParameterCounts, count_log_prob, count_parameters
@@ -147,6 +147,10 @@ class EnsembleSystem:
         blocks = job.blocks(plan)
         flops = training_flops(job.base.load(), plan, context=blocks.block_size)
         return {**train_branches(job, blocks, plan), "flops": flops}
+
+    def outputs(self, job: Job) -> list[str]:
+        """Return where the models of the groups are."""
+        return branch_names(job)
 
     def scorer(self, job: Job) -> EnsembleScorer:
         """Load the models."""

@@ -126,7 +126,7 @@ def _work(spec: JobSpec, split: str, run: Run, shared: Materials) -> dict[str, A
         used = time.process_time() - begun  # of this process: beside other work, seconds by the clock say little
         return {**facts, "cpu_seconds": round(used, 1), "peak_memory_mb": round(peak_mb(), 1)}
 
-    facts = run.stage("train", spec.mark, [], train)
+    facts = run.stage("train", spec.mark, system.outputs(job), train)
     drop_checkpoints(run, "train")
     scorer = system.scorer(job)
     return {

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sprachbund.checksums import check_model
 from sprachbund.evaluation import LanguageScores, TestText, score_language
 from sprachbund.evaluation.metrics import ROUTINGS
 from sprachbund.modeling import ParameterCounts, is_dmoe
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sprachbund.training import TrainingBlocks
 
 DENSE = "dense"  # the routing of a model that has none
+MODEL = "model"  # a job's folder of what it trained
 
 
 @dataclass
@@ -84,6 +86,10 @@ class System(Protocol):
         """
         ...
 
+    def outputs(self, job: Job) -> list[str]:
+        """Return the folders of the models that `train` leaves: their bytes are checked when they are loaded."""
+        ...
+
     def scorer(self, job: Job) -> Scorer:
         """Load what `train` left in `job.run.folder`."""
         ...
@@ -119,9 +125,13 @@ class ModelScorer:
         }
 
 
-def load_trained(job: Job, name: str = "model") -> Any:
-    """Return the model that a job has saved under a name, on the device."""
-    return load_model(job.run.path(name), dtype=job.run.recipe.train.dtype).to(device()).eval()
+def load_trained(job: Job, name: str = MODEL, *, dtype: str | None = None) -> Any:
+    """Return the model that a job has saved under a name, on the device.
+
+    Raises DamagedError where a file of it is not what was written.
+    """
+    check_model(job.run.path(name))
+    return load_model(job.run.path(name), dtype=dtype or job.run.recipe.train.dtype).to(device()).eval()
 
 
 class DenseSystem:
@@ -130,6 +140,10 @@ class DenseSystem:
     def train(self, job: Job) -> dict[str, Any]:
         """Train a copy of the base."""
         return train_model(job, job.base.load(dtype="float32"), job.plan().dense())
+
+    def outputs(self, job: Job) -> list[str]:
+        """Return where the trained model is."""
+        return [MODEL]
 
     def scorer(self, job: Job) -> ModelScorer:
         """Load the trained model."""
@@ -143,6 +157,10 @@ class BaseSystem:
         """Do nothing."""
         return {"tokens": 0, "tokens_per_second": 0.0, "flops": 0.0}
 
+    def outputs(self, job: Job) -> list[str]:
+        """Return nothing."""
+        return []
+
     def scorer(self, job: Job) -> ModelScorer:
         """Load the base."""
         return ModelScorer(job.base.load(), job)
@@ -155,6 +173,10 @@ class MixtureSystem:
         """Expand the base and train the mixture."""
         model = learning.expand_base(job.run, job.base, job.packed, job.grouping, job.layers)
         return train_model(job, model, job.plan())
+
+    def outputs(self, job: Job) -> list[str]:
+        """Return where the trained model is."""
+        return [MODEL]
 
     def scorer(self, job: Job) -> ModelScorer:
         """Load the trained mixture."""
@@ -176,7 +198,7 @@ def train_model(job: Job, model: Any, plan: TrainingPlan) -> dict[str, Any]:
         plan,
         groups=[paths.get(tag, 0) for tag in job.packed.train],
         tokenizer=job.tokenizer,
-        keep=job.run.path("model"),
+        keep=job.run.path(MODEL),
     )
     return {**facts, "flops": flops}
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sprachbund.compare.systems import ModelScorer, load_trained, train_model
+from sprachbund.compare.systems import MODEL, ModelScorer, load_trained, train_model
 from sprachbund.corpora.packing import Packed
 from sprachbund.errors import InputError
 from sprachbund.modeling.start import drawn
@@ -113,6 +113,10 @@ class TaggedSystem:
         add_tags(model, len(text.train), seed=recipe.seed)
         facts = train_model(replace(job, packed=text), model, job.plan().dense())
         return {**facts, "flops": facts["flops"] * (block_size + 1) / block_size}
+
+    def outputs(self, job: Job) -> list[str]:
+        """Return where the trained model is."""
+        return [MODEL]
 
     def scorer(self, job: Job) -> TaggedScorer:
         """Load the trained model."""

@@ -23,6 +23,9 @@ from sprachbund.training.stages import TrainingPlan
 from sprachbund.training.trainer import Log, TrainingResult, train
 from sprachbund.training.zero import gather_partitions, mark_leaf_modules
 
+# What gloo and NCCL say of a process that is gone, where torch gives it no type of its own.
+_LOST = ("by peer", "Broken pipe", "Connection refused", "Socket closed", "gloo", "NCCL")
+
 
 @dataclass(frozen=True)
 class Training:
@@ -67,14 +70,14 @@ def train_together(
             "start it without torchrun or accelerate launch"
         )
     training = _describe(model, blocks, plan, groups=groups, folder=folder, description=description)
-    team.call(training)
-    parallel.agree(None)
-    whole = model.to("cpu") if in_parts(plan) else None
-    twin = model.to(device()) if whole is None else _freeze(_twin(model.config, plan), training.frozen)
     try:
+        team.call(training)
+        parallel.agree(None)
+        whole = model.to("cpu") if in_parts(plan) else None
+        twin = model.to(device()) if whole is None else _freeze(_twin(model.config, plan), training.frozen)
         return _train(twin, whole, blocks, plan, groups=groups, folder=folder, log=log, description=description)
     except RuntimeError as error:
-        if isinstance(error, DistError) or "by peer" in str(error):
+        if isinstance(error, DistError) or any(words in str(error) for words in _LOST):
             raise SprachbundError(
                 "another process of the run has ended, and says why or was killed; the same command continues from the "
                 "last checkpoint"
