@@ -12,6 +12,7 @@ from typing import Any
 from experiments_tables import experiments
 from grouping_tables import read, table
 from quality_bars import changes, worst_language
+from quality_missed import full_text, native
 from runs import RESULTS
 
 from sprachbund.compare.curse import curse_figure, curse_table
@@ -40,6 +41,7 @@ RECIPE` trains every method from the same base, with the same tokenizer, on the 
 This page is generated from `benchmarks/results/quality-*.json` by `benchmarks/quality_tables.py`. Everything that was
 tried on the way, with what lost, is in [experiments.md](experiments.md).
 """
+SURVEY = "survey"
 TEXTS = {
     "bible-18": (
         "18 languages of the New Testament, equal text",
@@ -111,6 +113,13 @@ def plain(name: str, content: dict[str, Any], files: dict[str, str]) -> list[str
     """Return a section of a comparison with equal text."""
     title, text = TEXTS[name]
     return [f"## {title}", "", f"{text} {measured(content)}", "", *shown(name, content, files), *bars(content)]
+
+
+def equal(name: str, content: dict[str, Any], files: dict[str, str]) -> list[str]:
+    """Return the section of the main comparison, with what it missed."""
+    known = (RESULTS / f"quality-{SURVEY}.json").is_file()
+    survey = read(f"quality-{SURVEY}")["result"] if known else None
+    return [*plain(name, content, files), *native(content["result"], survey)]
 
 
 def routing_rows(result: dict[str, Any]) -> list[list[str]]:
@@ -216,6 +225,7 @@ def unequal(name: str, content: dict[str, Any], files: dict[str, str]) -> list[s
         *answer(result, tiers),
         *shown(name, content, files),
         *bars(content),
+        *full_text(result, tiers),
     ]
 
 
@@ -241,7 +251,7 @@ def cursed(name: str, content: dict[str, Any], files: dict[str, str]) -> list[st
 
 
 SECTIONS: dict[str, Callable[[str, dict[str, Any], dict[str, str]], list[str]]] = {
-    "bible-18": plain,
+    "bible-18": equal,
     "unequal": unequal,
     "curse": cursed,
     "survey": survey,
