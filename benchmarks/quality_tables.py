@@ -119,7 +119,7 @@ def equal(name: str, content: dict[str, Any], files: dict[str, str]) -> list[str
     """Return the section of the main comparison, with what it missed."""
     known = (RESULTS / f"quality-{SURVEY}.json").is_file()
     survey = read(f"quality-{SURVEY}")["result"] if known else None
-    return [*plain(name, content, files), *native(content["result"], survey)]
+    return [*plain(name, content, files), *native(content, survey)]
 
 
 def routing_rows(result: dict[str, Any]) -> list[list[str]]:
@@ -225,7 +225,7 @@ def unequal(name: str, content: dict[str, Any], files: dict[str, str]) -> list[s
         *answer(result, tiers),
         *shown(name, content, files),
         *bars(content),
-        *full_text(result, tiers),
+        *full_text(content),
     ]
 
 

@@ -73,6 +73,26 @@ def test_a_comparison_has_its_table_its_figure_and_its_bars(tables: ModuleType, 
     ElementTree.fromstring(pages["comparison-bible-18.svg"].encode())
 
 
+def test_what_native_missed_is_told_with_the_figures_and_what_was_tried(tables: ModuleType, write: Write) -> None:
+    missed = {"bar": "native, `prefix`, against default, `prefix`", "values": [0.5], "at_most": 0.02, "holds": False}
+    levels = {"default": 10.0, "shared-6": 12.0, "shared-6-random": 16.0, "native": 15.0, "native-random": 20.0}
+    result = comparison({"dense": dense(even(20.0)), **{name: entry(even(level)) for name, level in levels.items()}})
+    write("bible-18", result, bars=[missed])
+    page = tables.pages()["comparison.md"]
+    assert "`native` under `prefix` is +50.0% against the default" in page
+    assert "is +20.0% against the default; against `shared-6`, native is +25.0%" in page
+    assert "native's groups are worth -25.0% against random ones" in page
+    assert "as it is" not in page
+    write("survey", result, bars=[])
+    page = tables.pages()["comparison.md"]
+    assert (
+        "| `native`: as it is: a tenth by group, then `top_k` with a weak router loss | +12.5% | -25.0% | +50.0% |"
+        in page
+    )
+    write("bible-18", result, bars=[{**missed, "holds": True}])
+    assert "missed" not in tables.pages()["comparison.md"]
+
+
 def test_unequal_text_is_told_by_tier(tables: ModuleType, write: Write) -> None:
     full, small = TAGS[:2], TAGS[2:]
     methods = {
