@@ -234,13 +234,16 @@ def cursed(name: str, content: dict[str, Any], files: dict[str, str]) -> list[st
     result = content["result"]
     files[f"comparison-{name}.svg"] = curse_figure(result).standalone()
     columns, rows = curse_table(result)
+    runs = [entry["runs"] for one in result["counts"].values() for entry in one["methods"].values()]
+    num_seeds = max(len({run["seed"] for run in own}) for own in runs)
     return [
         "## The curse itself",
         "",
         "`python benchmarks/quality.py curse`, on `examples/curse.yaml`: what "
         f"{', '.join(f'`{tag}`' for tag in result['fixed'])} pay as other languages join. Every language has the same "
         "tokens in the same number of steps whoever else is there, and one tokenizer serves all; every number of "
-        f"languages has a base of its own. Perplexity after burn-in of these {len(result['fixed'])}. "
+        f"languages has a base of its own. Perplexity after burn-in of these {len(result['fixed'])}, mean over "
+        f"{num_seeds} seed{'s' if num_seeds > 1 else ''}. "
         f"{measured(content)}",
         "",
         *table(columns, rows, left=0),
