@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from runs import RESULTS, bar, machine, run
 
-from sprachbund.compare.cost import training_flops
+from sprachbund.compare.cost import flops_per_token, training_flops
 from sprachbund.corpora.packing import Packed
 from sprachbund.evaluation import TestText, score_language
 from sprachbund.modeling import count_log_prob, expand, is_dmoe
@@ -186,11 +186,13 @@ def speed() -> dict[str, Any]:
     flops = {name_of(one): training_flops(one.model, one.plan(), context=one.recipe.train.block_size) for one in found}
     tokens = STEPS * found[0].recipe.train.tokens_per_step
     trained = rows(in_turns(cases), tokens, flops)
-    scored_cases = {"dense": lambda: scoring_seconds(found[0], None)}
+    ways = {"dense": (found[0], None)}
     for one in {system.name: system for system in found[1:]}.values():
-        for routing in ("group", "prefix", "top_k"):
-            scored_cases[f"{one.name}, {routing}"] = lambda one=one, how=routing: scoring_seconds(one, how)
-    scored = rows(in_turns(scored_cases), 3 * SCORED, {})
+        ways |= {f"{one.name}, {routing}": (one, routing) for routing in ("group", "prefix", "top_k")}
+    scored_cases = {name: (lambda one=one, how=how: scoring_seconds(one, how)) for name, (one, how) in ways.items()}
+    window = found[0].recipe.train.block_size
+    flops = {name: flops_per_token(one.model, routing=how, context=window) for name, (one, how) in ways.items()}
+    scored = rows(in_turns(scored_cases), 3 * SCORED, flops)
     return {"training": trained, "evaluation": scored, "bars": bars(trained, scored)}
 
 

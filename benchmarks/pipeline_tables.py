@@ -25,10 +25,28 @@ def speed_rows(rows: list[dict[str, Any]]) -> list[list[str]]:
     """Return the cells of each case."""
     cells = []
     for row in rows:
-        by_flops = row["of_dense_by_flops"]
-        own = [] if by_flops is None else [f"{by_flops:.2f}"]
-        cells.append([row["case"], f"{row['tokens_per_second']:,.0f}", f"{row['of_dense']:.2f}", *own])
+        shares = (f"{row[of]:.2f}" for of in ("of_dense", "of_dense_by_flops"))
+        cells.append([row["case"], f"{row['tokens_per_second']:,.0f}", *shares])
     return cells
+
+
+def missed(content: dict[str, Any]) -> list[str]:
+    """Return why bars were missed: by the operations themselves, or by what the machine does with them."""
+    by_flops = {
+        f"{what}, {row['case']}": row["of_dense_by_flops"]
+        for what in ("training", "evaluation")
+        for row in content[what]
+    }
+    reasons: dict[str, list[str]] = {
+        "Missed, and by operations alone it would be (as wide an expert beside the FFN, or two for each token)": [],
+        "Missed above the operations (positions sorted by expert, and multiplied in small products)": [],
+    }
+    computed, overhead = reasons.values()
+    for one in content["bars"]:
+        case = one["bar"].split(":")[0]
+        if not one["holds"]:
+            (computed if by_flops[case] < 1 / one["at_most"] else overhead).append(f"{case} ({by_flops[case]:.2f})")
+    return [line for reason, cases in reasons.items() if cases for line in (f"{reason}: {'; '.join(cases)}.", "")]
 
 
 def speed(content: dict[str, Any]) -> list[str]:
@@ -42,9 +60,10 @@ def speed(content: dict[str, Any]) -> list[str]:
         "",
         *table(["training", "tokens/s", "of dense", "by operations"], speed_rows(content["training"])),
         "",
-        *table(["scoring", "tokens/s", "of dense"], speed_rows(content["evaluation"])),
+        *table(["scoring", "tokens/s", "of dense", "by operations"], speed_rows(content["evaluation"])),
         "",
         *bars(content, of="time over that of dense"),
+        *missed(content),
     ]
 
 

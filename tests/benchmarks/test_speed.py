@@ -28,6 +28,7 @@ def test_every_case_is_measured_beside_dense(small: ModuleType) -> None:
         "dense",
         *(f"{name}, {routing}" for name in ("default", "native", "copy") for routing in ("group", "prefix", "top_k")),
     }
+    assert all(row["of_dense_by_flops"] <= 1 for row in found["evaluation"])
     assert len(found["bars"]) == 5 + 9
 
 
@@ -46,6 +47,18 @@ def test_a_bar_is_missed_by_what_is_slower(small: ModuleType) -> None:
         "training, copy, top_k": True,
         "evaluation, default, prefix": True,
     }
+
+
+def test_a_missed_bar_is_told_from_one_that_its_operations_miss() -> None:
+    rows = [{"case": case, "of_dense_by_flops": share} for case, share in {"native": 0.7, "default": 0.95}.items()]
+    bars = [
+        {"bar": f"{case}: time over dense", "at_most": 1.25, "holds": holds}
+        for case, holds in {"training, native": False, "training, default": True, "evaluation, default": False}.items()
+    ]
+    lines = benchmark("pipeline_tables").missed({"training": rows, "evaluation": rows, "bars": bars})
+    computed, overhead = (line for line in lines if line)
+    assert computed.endswith(": training, native (0.70).")
+    assert overhead.endswith(": evaluation, default (0.95).")
 
 
 def test_the_committed_page_is_generated_from_the_committed_measurements() -> None:
