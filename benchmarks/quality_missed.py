@@ -16,6 +16,8 @@ TRIED = {  # of the survey: what was tried to bring native's routings closer, or
     "native-through": "the router's gradient into the hidden state",
     "native-router": "the model's learning rate for the router",
 }
+PREFIX = {"routing": "prefix", "rival_routing": "prefix"}
+TOP_K = {"routing": "top_k", "rival_routing": "top_k"}
 
 
 def change(result: Result, method: str, rival: str, routing: str, rival_routing: str, **how: Any) -> str:
@@ -58,10 +60,30 @@ def native(content: Mapping[str, Any], survey: Result | None) -> list[str]:
             "| --- | ---: | ---: | ---: |",
             *rows,
             "",
-            "The two pull against each other: what keeps `prefix` closer gives up the gain under `top_k`, for which "
-            "the preset is there.",
+            *lesson(survey),
         ]
     return [*lines, ""]
+
+
+def lesson(survey: Result | None) -> list[str]:
+    """Return what the variants of native say together, of those that were measured."""
+    tried = [name for name in TRIED if survey and name in survey["methods"] and not name.endswith("-random")]
+    if survey is None or len(tried) < 2:
+        return []
+    nearest = min(tried, key=lambda name: fmean(changes(survey, name, "default", **PREFIX)))
+    lines = [
+        f"The nearest under `prefix`, `{nearest}`, is {change(survey, nearest, 'default', **PREFIX)} against the "
+        f"default, and {change(survey, nearest, 'native', **TOP_K)} against `native` under `top_k`, for which the "
+        "preset is there; differences below 1% are noise."
+    ]
+    if {"native-last", "native-last-random"} <= set(survey["methods"]):
+        worth = change(survey, "native-last", "native-last-random", **TOP_K)
+        lines.append(
+            "Where groups train the experts for longer, they are worth more to the router that follows (`native-last` "
+            f"against random groups, `top_k`: {worth}), and that router gains less (against `native`: "
+            f"{change(survey, 'native-last', 'native', **TOP_K)})."
+        )
+    return [" ".join(lines)]
 
 
 def survey_rows(survey: Result | None) -> list[str]:

@@ -89,6 +89,13 @@ def test_what_native_missed_is_told_with_the_figures_and_what_was_tried(tables: 
         "| `native`: as it is: a tenth by group, then `top_k` with a weak router loss | +12.5% | -25.0% | +50.0% |"
         in page
     )
+    assert "The nearest under" not in page, "one variant says nothing"
+    tried = {"native-alternate": 12.0, "native-last": 16.0, "native-last-random": 20.0}
+    more = {**result["methods"], **{name: entry(even(level)) for name, level in tried.items()}}
+    write("survey", comparison(more), bars=[])
+    page = tables.pages()["comparison.md"]
+    assert "The nearest under `prefix`, `native-alternate`, is +20.0% against the default, and -20.0% against" in page
+    assert "random groups, `top_k`: -20.0%), and that router gains less (against `native`: +6.7%)" in page
     write("bible-18", result, bars=[{**missed, "holds": True}])
     assert "missed" not in tables.pages()["comparison.md"]
 
