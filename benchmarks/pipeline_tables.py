@@ -18,6 +18,7 @@ SPEED = """The sizes of `examples/bible-18.yaml` (width 64, 4 layers, a vocabula
 one thread, random text, every case in turns with dense; medians of the ratios, in seconds of the processor. *By
 operations* is what the floating-point operations alone would give: experts beside the FFN are more to compute. `copy`
 is the preset `paper` in all layers."""
+ORDER = "corpora tokenizer base probe similarity groups layers dense train evaluate report".split()
 STAGES = """As a user runs them, from nothing. The seconds are by the clock."""
 
 
@@ -71,7 +72,7 @@ def stages(content: dict[str, Any]) -> list[str]:
     """Return the section on the stages of whole runs."""
     lines = ["## Stages", "", STAGES, "", measured(content), ""]
     runs = {name: found for name, found in content.items() if isinstance(found, dict) and "stages" in found}
-    every = list(dict.fromkeys(stage for found in runs.values() for stage in found["stages"]))
+    every = sorted({stage for found in runs.values() for stage in found["stages"]}, key=ORDER.index)
     rows = [[stage, *(f"{found['stages'].get(stage, 0):.1f}" for found in runs.values())] for stage in every]
     rows.append(["all", *(f"{found['seconds']:.0f}" for found in runs.values())])
     rows.append(["peak memory, MB", *(f"{found['peak_memory_mb']:,.0f}" for found in runs.values())])
