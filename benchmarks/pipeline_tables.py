@@ -18,7 +18,19 @@ SPEED = """The sizes of `examples/bible-18.yaml` (width 64, 4 layers, a vocabula
 one thread, random text, every case in turns with dense; medians of the ratios, in seconds of the processor. *By
 operations* is what the floating-point operations alone would give: experts beside the FFN are more to compute. `copy`
 is the preset `paper` in all layers."""
-ORDER = "corpora tokenizer base probe similarity groups layers dense train evaluate report".split()
+ORDER = [
+    "corpora",
+    "tokenizer",
+    "base",
+    "probe",
+    "similarity",
+    "groups",
+    "layers",
+    "dense",
+    "train",
+    "evaluate",
+    "report",
+]
 STAGES = """As a user runs them, from nothing. The seconds are by the clock."""
 
 
