@@ -43,7 +43,8 @@ def broken_download(what: object, error: BaseException) -> SprachbundError | Non
 
 def brief(error: object) -> str:
     """Return what a library's error says, on one line and cut, to stand in brackets in a sentence of ours."""
-    return " ".join(str(error).split())[:240]
+    said = " ".join(str(error).split())
+    return said if len(said) <= 240 else said[:236].rsplit(" ", 1)[0] + " ..."
 
 
 def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:

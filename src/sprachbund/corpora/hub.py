@@ -7,7 +7,7 @@ from itertools import islice
 from time import sleep
 from typing import Any
 
-from sprachbund.errors import InputError, SprachbundError
+from sprachbund.errors import InputError, SprachbundError, brief
 from sprachbund.progress import say
 from sprachbund.recipe import Source
 
@@ -101,12 +101,12 @@ def _hub_error(error: Exception, name: str, source: Source) -> SprachbundError:
             "and log in where access is restricted."
         )
     if isinstance(error, ValueError) and ("BuilderConfig" in said or "Config name is missing" in said):
-        return InputError(f"{name} needs one of its configurations in the source's name: {said[:300]}")
+        return InputError(f"{name} needs one of its configurations in the source's name: {brief(said)}")
     if isinstance(error, ValueError) and "Bad split" in said:
-        return InputError(f"{name} has no split {source.split!r}; set the source's split: {said[:300]}")
+        return InputError(f"{name} has no split {source.split!r}; set the source's split: {brief(said)}")
     if isinstance(error, RuntimeError) and "scripts are no longer supported" in said:
         return InputError(f"{name} is a loading script, which is never run here; use a copy stored as Parquet or JSON.")
-    return SprachbundError(f"{name} could not be read: {type(error).__name__}: {said[:300]}; try again later.")
+    return SprachbundError(f"{name} could not be read: {type(error).__name__}: {brief(said)}; try again later.")
 
 
 def _first_line(error: BaseException) -> str:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sprachbund.errors import SprachbundError
+from sprachbund.errors import SprachbundError, brief
 from sprachbund.export import fresh_process
 from sprachbund.modeling.base import load_model
 
@@ -101,7 +101,7 @@ def verify(folder: Path, expected: dict[str, Tensor], *, tolerance: float = TOLE
         done = subprocess.run(program, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise SprachbundError(f"the export does not load in plain transformers, so nothing was written: {said[:300]}")
+        raise SprachbundError(f"the export does not load in plain transformers, so nothing was written: {brief(said)}")
     return judge(json.loads(done.stdout.splitlines()[-1]), expected, tolerance=tolerance)
 
 
