@@ -23,11 +23,6 @@ split. Perplexities are geometric means over languages, then means over seeds. *
 at least 32 tokens of context. `prefix` is told nothing; `group` is given each language's group, `top_k` is the
 learned router. Rows where a method loses are in the table like the others.
 """
-# Said of measurements that are older than a change of a default; goes when they are repeated.
-EARLIER = (
-    "Measured when `default` was still one full-width expert for each group, with groups by the paper's seeded greedy "
-    "(now `objective: greedy`, `method: greedy-seeded`) and a warm-up of 3%; `paper` has not changed."
-)
 
 
 def _table(runs: list[dict[str, Any]]) -> list[str]:
@@ -92,8 +87,7 @@ def results() -> str:
         "demo",
         "`python benchmarks/demo.py`. CLDR text is dates, units, currencies and lists of names: a corpus to show the "
         "tool on, not to judge the method by. `paper`: seed 0 only. The number of "
-        "training steps was set with these test figures in view: half as many fell short of a bar on one seed. "
-        + EARLIER,
+        "training steps was set on test figures of an earlier default: half as many fell short of a bar on one seed.",
     )
     return "\n".join(lines).rstrip() + "\n"
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sprachbund import parallel
 from sprachbund.corpora.packing import Packed, load_packed
-from sprachbund.errors import InputError, SprachbundError
+from sprachbund.errors import InputError, SprachbundError, brief
 from sprachbund.modeling.base import device, quiet
 from sprachbund.modeling.skeleton import skeleton
 from sprachbund.training.batches import TrainingBlocks
@@ -79,8 +79,8 @@ def train_together(
     except RuntimeError as error:
         if isinstance(error, DistError) or any(words in str(error) for words in _LOST):
             raise SprachbundError(
-                "another process of the run has ended, and says why or was killed; the same command continues from the "
-                "last checkpoint"
+                "another process of the run has ended, and says why or was killed, or cannot be reached "
+                f"({brief(error)}); the same command continues from the last checkpoint"
             ) from error
         raise
 
